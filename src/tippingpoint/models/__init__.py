@@ -1,0 +1,1 @@
+"""Architectures and variants: the catalogue, the length arithmetic, and how a subject is built."""

@@ -1,0 +1,162 @@
+"""What the catalogue says of an architecture and of a variant. No torch at import time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tippingpoint.errors import InputError
+from tippingpoint.units import format_length
+from tippingpoint.workload import OptionValue, check_length
+
+UNITS = {"text": "tokens", "speech": "seconds", "vision": "pixels"}
+MODALITIES = tuple(UNITS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lengths:
+    """Which native lengths an architecture takes, and what they become inside it.
+
+    Attributes:
+        positions: Native length to sequence positions.
+        executed: Native length to positions after the model's own padding; None where it does not pad.
+        minimum: Shortest legal length, in the native unit.
+        multiple_of: Legal lengths are multiples of this, in the native unit.
+        reason: Why there is a minimum or a multiple, for the error message.
+    """
+
+    positions: Callable[[float], int]
+    executed: Callable[[float], int] | None = None
+    minimum: float = 1
+    multiple_of: int = 1
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """A row of the catalogue: a model family as the Transformers library builds it.
+
+    Attributes:
+        name: The library's model type; what a subject calls it.
+        title: For people.
+        modality: "text", "speech" or "vision".
+        paper: Where it was published.
+        config_class: Name of the library's configuration class.
+        model_class: Name of the library's encoder class.
+        sizes: Configuration values by size; "base" is the published Base model.
+        fit: Configuration values that a length asks for (maximum positions, image size ...), given the
+            configuration so far.
+        limit: Longest native length a given configuration takes, or None: for checkpoints, whose tables
+            cannot grow.
+        inputs: Tensors for a batch: (configuration, batch size, length, torch generator) to keyword arguments.
+        lengths: Legal lengths and length arithmetic.
+        efficient_attention: What its own attention is, when it is not vanilla; such an architecture takes no
+            variant.
+        front_end_values: Native length to the values in the widest activation before the first layer, where
+            that outgrows the layers.
+        notes: What the reader of its numbers should know.
+    """
+
+    name: str
+    title: str
+    modality: str
+    paper: str
+    config_class: str
+    model_class: str
+    sizes: Mapping[str, Mapping[str, Any]]
+    fit: Callable[[Mapping[str, Any], float], Mapping[str, Any]]
+    limit: Callable[[Mapping[str, Any]], float | None]
+    inputs: Callable[[Mapping[str, Any], int, float, Any], dict[str, Any]]
+    lengths: Lengths
+    efficient_attention: str | None = None
+    front_end_values: Callable[[float], int] = lambda length: 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def unit(self) -> str:
+        """Native unit of its lengths."""
+        return UNITS[self.modality]
+
+    def check_length(self, length: float) -> float:
+        """Return `length` if the architecture takes it.
+
+        Raises:
+            InputError: If it is not positive, too short, or not the multiple it must be, with the nearest
+                legal length.
+        """
+        check_length(length)
+        rule = self.lengths
+        if length < rule.minimum:
+            raise InputError(
+                f"{self.name} takes no input shorter than {format_length(rule.minimum, self.unit)} "
+                f"({rule.reason}), got {format_length(length, self.unit)}"
+            )
+        if self.unit != "seconds" and length != int(length):
+            raise InputError(f"{self.name} takes whole {self.unit}, got {length!r}")
+        if self.unit != "seconds" and length % rule.multiple_of:
+            raise InputError(
+                f"{self.name} takes multiples of {rule.multiple_of} {self.unit} ({rule.reason}), got {length:g}; "
+                f"the nearest is {self.nearest_legal(length):g}"
+            )
+        return length
+
+    def nearest_legal(self, length: float) -> float:
+        """Return the legal length nearest to `length` (for seconds: to a millisecond)."""
+        rule = self.lengths
+        if self.unit == "seconds":
+            return max(rule.minimum, round(length, 3))
+        smallest = -(-int(rule.minimum) // rule.multiple_of) * rule.multiple_of
+        return max(smallest, round(length / rule.multiple_of) * rule.multiple_of)
+
+    def positions(self, length: float) -> int:
+        """Return sequence positions of a native length."""
+        return self.lengths.positions(length)
+
+    def executed_positions(self, length: float) -> int:
+        """Return sequence positions after the model's own padding."""
+        return (self.lengths.executed or self.lengths.positions)(length)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """An option of a variant.
+
+    Attributes:
+        kind: Its type.
+        minimum: Smallest legal value.
+        default: By modality; what is used when the subject does not say.
+        meaning: One line.
+        off: The value that means "not used"; an option that has it is not written out.
+    """
+
+    kind: type
+    minimum: float
+    default: Mapping[str, OptionValue]
+    meaning: str
+    off: OptionValue | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionVariant:
+    """A row of the catalogue: a self-attention that can stand in for an architecture's own.
+
+    Attributes:
+        name: What a subject calls it.
+        title: For people.
+        exact: True if it computes what its dense oracle computes; False for approximations of full attention.
+        paper: Where it was published.
+        options: By name.
+        function: "module:function" on [batch, heads, length, head_dim]; None for the library's own.
+        oracle: "module:function", dense and readable; the definition `function` is tested against.
+        library_name: The library's name of the implementation, where it is the library's own.
+    """
+
+    name: str
+    title: str
+    exact: bool
+    paper: str
+    options: Mapping[str, Option] = field(default_factory=dict)
+    function: str | None = None
+    oracle: str | None = None
+    library_name: str | None = None

@@ -1,0 +1,1 @@
+"""Measuring: one process for each subject, driven over a socket by a parent that sleeps."""

@@ -1,0 +1,261 @@
+"""The one owner of clock, synchronisation and peak bytes."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from tippingpoint.errors import InputError
+
+
+def now() -> float:
+    """Return seconds of a clock that never steps; only differences mean anything."""
+    return time.perf_counter_ns() / 1e9  # noqa: TID251 (this is the one clock)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the garbage collector out of a timed block."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+class Device(Protocol):
+    """What measuring needs of a device. Times are in seconds, sizes in bytes."""
+
+    name: str
+    memory_method: str
+
+    def now(self) -> float:
+        """Return the host's clock."""
+        ...
+
+    def time_block(self, call: Callable[[], None], calls: int) -> tuple[float, float | None]:
+        """Run `call` `calls` times; return host seconds and, where the device has a clock, its seconds.
+
+        Synchronises before the first call and after the last one, never between.
+        """
+        ...
+
+    def synchronize(self) -> None:
+        """Wait until everything that was queued has run."""
+        ...
+
+    def used_bytes(self) -> int:
+        """Return bytes held now."""
+        ...
+
+    def reset_peak(self) -> None:
+        """Forget the high-water mark."""
+        ...
+
+    def peak_bytes(self) -> int:
+        """Return the most bytes held since `reset_peak`."""
+        ...
+
+    def available_bytes(self) -> int:
+        """Return bytes that could still be taken without harming anyone."""
+        ...
+
+
+class CpuDevice:
+    """The CPU: the kernel's own high-water mark of resident memory."""
+
+    name = "cpu"
+
+    def __init__(self) -> None:
+        self._can_reset = _reset_high_water_mark()
+        self.memory_method = (
+            "high-water mark of resident memory, reset before the call"
+            if self._can_reset
+            else "maximum resident size of a fresh process (this system cannot reset the high-water mark)"
+        )
+
+    def now(self) -> float:
+        return now()
+
+    def synchronize(self) -> None:
+        """Do nothing: a call on the CPU has run when it returns."""
+
+    def time_block(self, call: Callable[[], None], calls: int) -> tuple[float, None]:
+        with quiet():
+            start = self.now()
+            for _ in range(calls):
+                call()
+            return self.now() - start, None
+
+    def used_bytes(self) -> int:
+        return _status_bytes("VmRSS") if self._can_reset else self.peak_bytes()
+
+    def reset_peak(self) -> None:
+        if self._can_reset:
+            _reset_high_water_mark()
+
+    def peak_bytes(self) -> int:
+        if self._can_reset:
+            return _status_bytes("VmHWM")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+    def available_bytes(self) -> int:
+        return available_memory()
+
+
+class CudaDevice:
+    """A CUDA device: events beside the host's clock, and the caching allocator's peak."""
+
+    memory_method = "peak of the caching allocator (allocated), reset before the call"
+
+    def __init__(self, name: str) -> None:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise InputError(f"device {name!r} was asked for, and this PyTorch finds no CUDA device")
+        self._cuda = torch.cuda
+        self._device = torch.device(name)
+        if self._device.index is not None and self._device.index >= torch.cuda.device_count():
+            raise InputError(f"device {name!r} was asked for, and there are {torch.cuda.device_count()}")
+        self.name = name
+        torch.cuda.set_device(self._device)
+
+    def now(self) -> float:
+        return now()
+
+    def synchronize(self) -> None:
+        self._cuda.synchronize(self._device)  # noqa: TID251 (this is the one synchroniser)
+
+    def time_block(self, call: Callable[[], None], calls: int) -> tuple[float, float]:
+        begin = self._cuda.Event(enable_timing=True)
+        end = self._cuda.Event(enable_timing=True)
+        with quiet():
+            self.synchronize()
+            start = self.now()
+            begin.record()
+            for _ in range(calls):
+                call()
+            end.record()
+            self.synchronize()
+            host = self.now() - start
+        return host, begin.elapsed_time(end) / 1e3
+
+    def used_bytes(self) -> int:
+        return self._cuda.memory_allocated(self._device)
+
+    def reset_peak(self) -> None:
+        self.synchronize()
+        self._cuda.reset_peak_memory_stats(self._device)
+
+    def peak_bytes(self) -> int:
+        self.synchronize()
+        return self._cuda.max_memory_allocated(self._device)
+
+    def available_bytes(self) -> int:
+        return self._cuda.mem_get_info(self._device)[0]
+
+
+class FakeDevice:
+    """A device with a scripted clock, for tests: no time passes and nothing is allocated.
+
+    Args:
+        durations: Seconds that successive calls take.
+        peaks: Bytes that successive calls of `peak_bytes` return.
+        available: Bytes that `available_bytes` returns.
+    """
+
+    name = "fake"
+    memory_method = "scripted"
+
+    def __init__(
+        self, durations: Iterable[float] = (), peaks: Iterable[int] = (), available: int = 2**40
+    ) -> None:
+        self._durations = iter(durations)
+        self._peaks = iter(peaks)
+        self._clock = 0.0
+        self._available = available
+        self.synchronizations: list[int] = []
+        self.calls = 0
+
+    def now(self) -> float:
+        return self._clock
+
+    def synchronize(self) -> None:
+        self.synchronizations.append(self.calls)
+
+    def time_block(self, call: Callable[[], None], calls: int) -> tuple[float, float]:
+        self.synchronize()
+        start = self._clock
+        for _ in range(calls):
+            call()
+            self.calls += 1
+            self._clock += next(self._durations)
+        self.synchronize()
+        return self._clock - start, self._clock - start
+
+    def used_bytes(self) -> int:
+        return 0
+
+    def reset_peak(self) -> None:
+        """Do nothing: peaks are scripted."""
+
+    def peak_bytes(self) -> int:
+        return next(self._peaks)
+
+    def available_bytes(self) -> int:
+        return self._available
+
+
+def open_device(name: str) -> Device:
+    """Return the device of a workload.
+
+    Raises:
+        InputError: If it is not there.
+    """
+    return CpuDevice() if name == "cpu" else CudaDevice(name)
+
+
+def _status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError(f"/proc/self/status has no {field}")
+
+
+def _reset_high_water_mark() -> bool:
+    """Set VmHWM back to the present resident size; False where the system has no such thing."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def available_memory() -> int:
+    """Return bytes of main memory that could be taken without swapping, container limits included."""
+    found = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+        found.append(max(0, int(text) - int(used.read_text())))
+    return min(found) if found else total_memory()
+
+
+def total_memory() -> int:
+    """Return bytes of main memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

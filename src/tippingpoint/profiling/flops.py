@@ -1,0 +1,114 @@
+"""Floating-point operations of a call, and which operators it really ran.
+
+Counting is PyTorch's FlopCounterMode with the formulas it lacks or has wrong: in torch 2.13 fused attention on
+the CPU counts as 0, and the backward pass of a grouped convolution by too much. One multiply-add is 2 FLOPs. Element-wise work, normalisation and softmax are not counted, as is
+usual; operators that multiply matrices and have no formula are listed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    conv_flop_count,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+
+from tippingpoint.measurement import Flops
+
+_aten = torch.ops.aten
+
+
+def _fused_cpu(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _fused_cpu_backward(grad_out: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return sdpa_backward_flop_count(grad_out, query, key, value)
+
+
+def _convolution_backward(
+    grad_out: Any,
+    inputs: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    output_mask: Any,
+    **kwargs: Any,
+) -> int:
+    """The gradients of input and weight each take as many multiply-adds as the forward pass."""
+    forward = conv_flop_count(inputs, weight, grad_out, transposed=transposed)
+    return forward * (bool(output_mask[0]) + bool(output_mask[1]))
+
+
+FORMULAS: dict[Any, Callable[..., int]] = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: _fused_cpu,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _fused_cpu_backward,
+    _aten.convolution_backward: _convolution_backward,
+}
+
+# Operators whose name says that they multiply matrices or convolve: without a formula they must be reported.
+_COSTLY = ("mm", "matmul", "conv", "attention", "linear", "einsum", "bilinear", "fft", "addmv", "mv")
+_CHEAP = ("scaled_dot_product_attention_math", "_efficientzerotensor")
+
+
+class _Operators(TorchDispatchMode):
+    """Counts the operators that reach the backend."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[Any] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func._overloadpacket] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def count_flops(call: Callable[[], None]) -> tuple[Flops, Counter[str]]:
+    """Run a call once and count.
+
+    Args:
+        call: What to run, once.
+
+    Returns:
+        FLOPs, and how often each operator ran, by name.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    operators = _Operators()
+    # The later mode is the outer one: the counter decomposes first, and the list sees what is left.
+    with operators, counter:
+        call()
+    by_operator = counter.get_flop_counts().get("Global", {})
+    uncounted = {
+        _name(op): count
+        for op, count in operators.counts.items()
+        if op not in counter.flop_registry and _is_costly(_name(op))
+    }
+    flops = Flops(
+        total=counter.get_total_flops(),
+        by_operator=tuple(sorted((_name(op), int(count)) for op, count in by_operator.items())),
+        uncounted=tuple(sorted(uncounted.items())),
+    )
+    return flops, Counter({_name(op): count for op, count in operators.counts.items()})
+
+
+def _name(operator: Any) -> str:
+    return str(operator).replace("aten.", "")
+
+
+def _is_costly(name: str) -> bool:
+    parts = name.strip("_").lower().split("_")
+    return any(word in parts or (len(word) > 4 and word in name) for word in _COSTLY) and not any(
+        word in name for word in _CHEAP
+    )

@@ -1,0 +1,68 @@
+"""Predict what a workload needs before it is tried, so that nothing kills the user's desktop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tippingpoint.models.architecture import Architecture
+from tippingpoint.workload import Workload
+
+# Never plan to use the last tenth of what is free: other programs grow too.
+SAFE_SHARE = 0.9
+_MARGIN = 1.15
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# (positions of one sequence, bytes its call needed beyond the weights), at the workload's batch size
+KnownPoints = Sequence[tuple[int, int]]
+
+
+def weight_bytes(workload: Workload, parameters: int) -> int:
+    """Return bytes of weights and, in training, of gradients and the two moments of AdamW."""
+    if workload.phase == "training":
+        return parameters * 4 * 4
+    return parameters * _BYTES[workload.dtype]
+
+
+def bound_call_bytes(workload: Workload, architecture: Architecture, config: Mapping[str, Any]) -> int:
+    """Return a generous bound on what a call needs, in closed form, as if attention were unfused.
+
+    Args:
+        workload: What to run.
+        architecture: Its row of the catalogue.
+        config: Its configuration.
+    """
+    positions = architecture.executed_positions(workload.length)
+    hidden = config.get("hidden_size") or config["embed_dim"]
+    wide = config.get("intermediate_size") or 4 * hidden
+    heads = config.get("num_attention_heads") or max(config["num_heads"])
+    layers = config.get("num_hidden_layers") or sum(config["depths"])
+    size = _BYTES[workload.dtype]
+    score_matrices, layers_alive, front_ends = (3, 1, 3) if workload.phase == "inference" else (4, layers, 8)
+    layer = positions * (10 * hidden + 3 * wide) + score_matrices * heads * positions**2
+    front_end = front_ends * architecture.front_end_values(workload.length)
+    return workload.batch_size * size * (layers_alive * layer + front_end)
+
+
+def predict_call_bytes(known: KnownPoints, positions: int) -> int | None:
+    """Return what a call is expected to need at a length, from other lengths; None without any.
+
+    Two points fix a N + c N^2 (neither below zero), the growth of every attention here; a single one is taken
+    as quadratic. A margin of 15 % is added. Up to the longest known length, that one's need is returned.
+
+    Args:
+        known: Measured points, in any order.
+        positions: Sequence positions to predict for.
+    """
+    points = sorted({positions: need for positions, need in known if need > 0}.items())
+    if not points:
+        return None
+    last, need = points[-1]
+    if positions <= last:
+        return int(_MARGIN * need)
+    linear, quadratic = 0.0, need / last**2
+    if len(points) > 1:
+        before, needed = points[-2]
+        quadratic = max(0.0, (need / last - needed / before) / (last - before))
+        linear = max(0.0, need / last - quadratic * last)
+    return int(_MARGIN * (linear * positions + quadratic * positions**2))

@@ -1,0 +1,108 @@
+"""What really ran: the attention path of a call, and the gate that checks a variant before it is timed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from tippingpoint.errors import UnsupportedError
+from tippingpoint.models.build import LiveSubject
+from tippingpoint.models.catalog import VARIANTS
+from tippingpoint.models.swap import load_function, register
+from tippingpoint.workload import Variant, Workload
+
+# More positions than any block of the fast functions, and no multiple of anything.
+_GATE_LENGTH = 301
+_GATE_SHAPE = (2, 3, _GATE_LENGTH, 32)
+# Errors of one rounding of the output, with room for the order of summation: 8 units in the last place.
+_GATE_ROUNDINGS = 8
+
+
+@contextmanager
+def observe_attention() -> Iterator[Counter[str]]:
+    """Count calls of the library's attention functions by name; leaves the table as it was."""
+    counts: Counter[str] = Counter()
+    table = ALL_ATTENTION_FUNCTIONS._global_mapping
+    original = dict(table)
+
+    def counted(name: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return function(*args, **kwargs)
+
+        return call
+
+    try:
+        table.update({name: counted(name, function) for name, function in original.items()})
+        yield counts
+    finally:
+        table.clear()
+        table.update(original)
+
+
+def describe_path(
+    workload: Workload, subject: LiveSubject, functions: Counter[str], operators: Counter[str]
+) -> str:
+    """Return the attention path of a call in words.
+
+    Args:
+        workload: What was asked for.
+        subject: What was built.
+        functions: Calls of the library's attention functions by name.
+        operators: Operators that ran, by name.
+
+    Raises:
+        UnsupportedError: If another path ran than the subject asks for: a number for it would be a lie.
+    """
+    architecture = subject.architecture
+    if architecture.efficient_attention:
+        return architecture.efficient_attention
+    variant = workload.subject.variants[0] if workload.subject.variants else Variant("sdpa")
+    expected = register(variant)
+    layers = subject.config["num_hidden_layers"]
+    wanted = Counter() if expected == "eager" else Counter({expected: layers})
+    if functions != wanted:
+        raise UnsupportedError(
+            f"{workload.subject} was to run '{variant}' in {layers} layers, and what ran was "
+            f"{dict(functions) or 'the eager path'}"
+        )
+    fused = {name: n for name, n in operators.items() if "attention" in name and "backward" not in name}
+    if expected == "eager":
+        return "eager"
+    kernel = ", ".join(f"{name} x{n}" for name, n in sorted(fused.items())) or "unfused operators"
+    return f"{variant} ({kernel})"
+
+
+def check_variants(workload: Workload) -> None:
+    """Compare each variant of a workload with its dense oracle on the workload's device and dtype.
+
+    Raises:
+        UnsupportedError: If they differ by more than rounding; no speed is reported for a wrong result.
+    """
+    dtype = getattr(torch, workload.dtype)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(_GATE_SHAPE, generator=generator).to(workload.device, dtype) for _ in range(3)
+    )
+    padding_mask = torch.ones(_GATE_SHAPE[0], _GATE_LENGTH, dtype=torch.bool, device=workload.device)
+    padding_mask[1, _GATE_LENGTH // 2 :] = False
+    for variant in workload.subject.variants:
+        row = VARIANTS[variant.name]
+        if not (row.function and row.oracle and row.exact):
+            continue
+        options: dict[str, Any] = dict(variant.options)
+        with torch.inference_mode():
+            ours = load_function(row.function)(query, key, value, padding_mask=padding_mask, **options)
+            oracle = load_function(row.oracle)(query, key, value, padding_mask=padding_mask, **options)
+        error = ((ours - oracle).abs() * padding_mask[:, None, :, None]).max().item()
+        bound = _GATE_ROUNDINGS * torch.finfo(dtype).eps * value.abs().max().item()
+        if not error <= bound:
+            raise UnsupportedError(
+                f"'{variant}' differs from its definition by {error:.2g} on {workload.device} in "
+                f"{workload.dtype} (allowed {bound:.2g}); its speed would mean nothing"
+            )

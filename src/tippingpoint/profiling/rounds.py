@@ -1,0 +1,108 @@
+"""Paired rounds: every arm is timed once in each round, in random order, then in the mirrored order.
+
+    round 0   A C B        Drift of a shared machine that is linear over two rounds cancels in the log-ratio
+    round 1   B C A        of any two arms; each round gives one ratio for each pair.
+    round 2   C A B
+    ...
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from tippingpoint.measurement import Sample, half_width
+
+MIN_ROUNDS = 4
+MAX_ROUNDS = 400
+_PLATEAU_LENGTH = 64
+_PLATEAU_SPREAD = 0.05
+
+
+class Arm(Protocol):
+    """Something whose blocks can be timed."""
+
+    def time_block(self, calls: int) -> tuple[float, float | None]:
+        """Return host seconds of `calls` calls, and the device's own where it has a clock."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """What the rounds gave: samples of each arm by name, and why sampling ended."""
+
+    samples: Mapping[str, tuple[Sample, ...]]
+    stop_reason: str
+
+
+def run_rounds(
+    arms: Mapping[str, tuple[Arm, int]],
+    baselines: Sequence[str],
+    *,
+    target: float,
+    budget_s: float,
+    clock: Callable[[], float],
+    seed: int = 0,
+) -> Rounds:
+    """Time the arms in interleaved rounds until every interval is tight, noise plateaus or the budget ends.
+
+    Args:
+        arms: By name: what to time, and the calls of one block.
+        baselines: Names of the arms that the others are held against; with none of them among `arms`, every
+            arm's own latency decides.
+        target: Half-width of the 95 % interval of the median log-ratio (or log-latency) to reach.
+        budget_s: Seconds for all rounds together; at least four rounds are run whatever they take.
+        clock: Of the parent.
+        seed: Of the order.
+    """
+    generator = random.Random(seed)
+    samples: dict[str, list[Sample]] = {name: [] for name in arms}
+    noise: list[float] = []
+    begin = clock()
+    order: list[str] = []
+    number = 0
+    while True:
+        if number % 2 == 0:
+            order = list(arms)
+            generator.shuffle(order)
+        else:
+            order.reverse()
+        for place, name in enumerate(order):
+            arm, calls = arms[name]
+            started = clock() - begin
+            seconds, device_seconds = arm.time_block(calls)
+            samples[name].append(Sample(number, place, started, calls, seconds, device_seconds))
+        number += 1
+        if number < MIN_ROUNDS or number % 2:
+            continue
+        widths, spread = _uncertainty(samples, baselines)
+        noise.append(spread)
+        elapsed = clock() - begin
+        if widths <= target:
+            reason = f"95 % interval within {100 * target:g} %"
+        elif number >= MAX_ROUNDS or _has_plateaued(noise):
+            reason = f"noise has plateaued after {number} rounds"
+        elif elapsed + 2 * elapsed / number > budget_s:
+            reason = f"time budget of {budget_s:.0f} s"
+        else:
+            continue
+        return Rounds({name: tuple(taken) for name, taken in samples.items()}, reason)
+
+
+def _uncertainty(samples: Mapping[str, Sequence[Sample]], baselines: Sequence[str]) -> tuple[float, float]:
+    """Return the widest half-width over all comparisons, and the largest standard deviation."""
+    logs = {name: np.log([sample.per_call_s for sample in taken]) for name, taken in samples.items()}
+    present = [name for name in baselines if name in logs]
+    pairs = [logs[b] - logs[v] for b in present for v in logs if v not in present]
+    compared = pairs or list(logs.values())
+    return max(half_width(values) for values in compared), max(values.std(ddof=1) for values in compared)
+
+
+def _has_plateaued(noise: Sequence[float]) -> bool:
+    """Whether more samples have stopped telling more about the noise."""
+    recent = np.array(noise[-_PLATEAU_LENGTH:])
+    return len(recent) == _PLATEAU_LENGTH and bool(recent.std() < _PLATEAU_SPREAD * recent.mean())

@@ -1,0 +1,372 @@
+"""Measure workloads side by side: memory and path of each one alone, then latency of all in paired rounds.
+
+    for each workload   fork | build | peak memory | path, oracle, FLOPs | exit
+    then together       fork | build | warm up |  A . B  B . A  ...  | exit     (parent asleep on a socket)
+    throughput          batch doubled until it no longer pays | paired rounds at the best batch
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import statistics
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tippingpoint.measurement import Environment, Failure, Measurement, Memory, Outcome, Sample
+from tippingpoint.models.catalog import architecture_of, check_subject
+from tippingpoint.profiling.device import available_memory, now
+from tippingpoint.profiling.environment import usable_cores
+from tippingpoint.profiling.memory import SAFE_SHARE, KnownPoints
+from tippingpoint.profiling.process import WorkerError, WorkerProcess
+from tippingpoint.profiling.rounds import run_rounds
+from tippingpoint.profiling.timing import WarmUp, calls_per_block
+from tippingpoint.profiling.worker import Inspection
+from tippingpoint.workload import Workload
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCH_SIZE = 256
+# A doubled batch must give at least this much more throughput to be worth it.
+BATCH_GAIN = 0.05
+# Parts of a length at which memory is measured before the whole is refused.
+_PROBE_SHARES = (64, 32)
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effort:
+    """How hard to try.
+
+    Attributes:
+        target: Half-width of the 95 % interval to reach, as a share.
+        budget_s: Seconds for the timed rounds of one session; at least four rounds are run.
+        timeout_s: Seconds after which a single answer of a worker is given up.
+    """
+
+    target: float = 0.02
+    budget_s: float = 30.0
+    timeout_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Alone:
+    """What a workload's own process told."""
+
+    environment: Environment
+    parameters: int
+    memory: Memory
+    inspection: Inspection
+
+
+class _Arm:
+    """A workload on its way through a session, and its worker while it has one.
+
+    A question that fails records a `Failure` for the workload as it stands and re-raises.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
+        self.architecture = architecture_of(workload.subject)
+        self.name = str(workload.subject)
+        self.alone: _Alone | None = None
+        self.outcomes: list[Outcome] = []
+        self.batch_curve: dict[int, float] = {}
+        self.worker: WorkerProcess | None = None
+
+    @property
+    def positions(self) -> int:
+        return self.architecture.positions(self.workload.length)
+
+    @contextmanager
+    def process(self, effort: Effort) -> Iterator[WorkerProcess]:
+        """Live in a fresh process for a while."""
+        assert self.workload.threads is not None, "threads were resolved"
+        with WorkerProcess(self.workload.device, self.workload.threads, timeout_s=effort.timeout_s) as worker:
+            self.worker = worker
+            try:
+                yield worker
+            finally:
+                self.worker = None
+
+    def ask(self, session: str, method: str, *arguments: Any) -> Any:
+        """Ask the worker; record the failure if there is one."""
+        assert self.worker is not None
+        try:
+            return self.worker.ask(method, *arguments)
+        except WorkerError as error:
+            self.fail(session, self.worker.environment, error)
+            self.worker.close()
+            raise
+
+    def fail(self, session: str, environment: Environment, error: WorkerError) -> None:
+        """Record that the workload could not be measured."""
+        logger.debug("%s: %s", self.workload, error.trace or error)
+        self.outcomes.append(
+            Failure(
+                workload=self.workload,
+                environment=environment,
+                session=session,
+                kind=error.kind,
+                message=str(error),
+                positions=self.positions,
+                refused=error.refused is not None,
+            )
+        )
+
+
+def resolve_workload(workload: Workload) -> Workload:
+    """Return the workload with options written out, threads resolved and its length checked.
+
+    Raises:
+        InputError: If the catalogue knows it cannot be.
+    """
+    subject = check_subject(workload.subject)
+    architecture_of(subject).check_length(workload.length)
+    return workload.replace(subject=subject, threads=workload.threads or usable_cores())
+
+
+def profile(
+    workload: Workload,
+    *,
+    target: float = 0.02,
+    budget_s: float = 30.0,
+    timeout_s: float = 600.0,
+    progress: Progress | None = None,
+) -> Measurement | Failure:
+    """Measure one workload: latency, peak memory, FLOPs, parameters, and the path that really ran.
+
+    Args:
+        workload: What to measure.
+        target: Stop when the half-width of the latency's 95 % interval is below this share of it.
+        budget_s: Seconds of timed rounds at most (four rounds are run in any case).
+        timeout_s: Give a single step up after this many seconds.
+        progress: Called with one line at a time.
+
+    Returns:
+        A `Measurement`; or a `Failure` if the workload runs out of memory, crashes, takes too long or is
+        unsupported.
+
+    Raises:
+        InputError: If the workload itself is not legal.
+    """
+    effort = Effort(target=target, budget_s=budget_s, timeout_s=timeout_s)
+    return measure_together([workload], effort=effort, progress=progress)[0]
+
+
+def measure_together(
+    workloads: Sequence[Workload],
+    *,
+    baselines: int = 1,
+    effort: Effort | None = None,
+    throughput: bool = False,
+    known: Sequence[KnownPoints] | None = None,
+    progress: Progress | None = None,
+) -> list[Outcome]:
+    """Measure workloads in one interleaved session.
+
+    Args:
+        workloads: What to measure; the first `baselines` of them are what the others are held against.
+        baselines: How many of the workloads are baselines.
+        effort: When to stop.
+        throughput: Also look for each one's best batch size and measure there.
+        known: For each workload, the memory that shorter lengths of its subject needed.
+        progress: Called with one line at a time.
+
+    Returns:
+        One outcome for each workload, in order, and after them those at other batch sizes.
+
+    Raises:
+        InputError: If a workload itself is not legal.
+    """
+    effort = effort or Effort()
+    say = progress or (lambda line: logger.info("%s", line))
+    session = uuid.uuid4().hex[:12]
+    arms = [_Arm(resolve_workload(workload)) for workload in workloads]
+    for arm, points in zip(arms, known or [()] * len(arms), strict=True):
+        say(f"{arm.name}: peak memory, FLOPs and what really runs")
+        with contextlib.suppress(WorkerError):
+            arm.alone = _measure_alone(arm, points, effort, session)
+    compared = {arm.name for arm in arms[:baselines]}
+    for number, group in enumerate(_groups_that_fit([arm for arm in arms if arm.alone], compared)):
+        _measure_group(group, compared, effort, f"{session}-{number}", throughput, say)
+    return [arm.outcomes[0] for arm in arms] + [late for arm in arms for late in arm.outcomes[1:]]
+
+
+def _measure_alone(arm: _Arm, known: KnownPoints, effort: Effort, session: str) -> _Alone:
+    """Measure memory and path in a process of the workload's own, unless it cannot fit.
+
+    A bound in closed form may refuse what would fit; before it is believed, shorter inputs are measured.
+    """
+    try:
+        return _inspect(arm, known, effort, session)
+    except WorkerError as error:
+        if error.refused != "bound":
+            raise
+    arm.outcomes.clear()
+    points: list[tuple[int, int]] = []
+    for share in _PROBE_SHARES:
+        shorter = _Arm(
+            arm.workload.replace(length=arm.architecture.nearest_legal(arm.workload.length / share))
+        )
+        try:
+            alone = _inspect(shorter, points, effort, session)
+        except WorkerError as error:
+            # What does not fit at a small part of the length does not fit at the whole of it.
+            arm.outcomes += [replace(lost, workload=arm.workload) for lost in shorter.outcomes]
+            raise error
+        points.append((shorter.positions, alone.memory.call_bytes))
+    return _inspect(arm, points, effort, session)
+
+
+def _inspect(arm: _Arm, known: KnownPoints, effort: Effort, session: str) -> _Alone:
+    with arm.process(effort) as worker:
+        parameters = arm.ask(session, "build", arm.workload, known)
+        memory = arm.ask(session, "measure_memory")
+        return _Alone(worker.environment, parameters, memory, arm.ask(session, "inspect"))
+
+
+def _groups_that_fit(arms: list[_Arm], baselines: set[str]) -> Iterator[list[_Arm]]:
+    """Split arms into groups that can be alive together: all of them, or pairs with a baseline, or one by one.
+
+    Only groups that hold a baseline give paired ratios; what fits nowhere else is measured alone.
+    """
+    if not arms:
+        return
+    # On CUDA an arm that does not fit beside the others fails on its own; the host's memory must be guarded.
+    room = SAFE_SHARE * available_memory() if arms[0].workload.device == "cpu" else float("inf")
+
+    def fits(group: list[_Arm]) -> bool:
+        return sum(arm.alone.memory.peak_bytes for arm in group if arm.alone) <= room
+
+    anchors = [arm for arm in arms if arm.name in baselines]
+    others = [arm for arm in arms if arm.name not in baselines]
+    if fits(arms):
+        yield arms
+    elif anchors and all(fits([*anchors, other]) for other in others):
+        yield from ([*anchors, other] for other in others)
+    else:
+        yield from ([arm] for arm in arms)
+
+
+def _measure_group(
+    arms: list[_Arm], baselines: set[str], effort: Effort, session: str, throughput: bool, say: Progress
+) -> None:
+    """Time arms that are alive together, then look for their best batch sizes."""
+    with ExitStack() as stack:
+        alive = []
+        for arm in arms:
+            assert arm.alone is not None
+            stack.enter_context(arm.process(effort))
+            with contextlib.suppress(WorkerError):
+                arm.ask(session, "build", arm.workload, ((arm.positions, arm.alone.memory.call_bytes),))
+                alive.append(arm)
+        say(f"latency of {', '.join(arm.name for arm in alive)}")
+        alive = _time(alive, baselines, effort, session)
+        if not throughput:
+            return
+        session = f"{session}-batch"
+        for arm in list(alive):
+            say(f"{arm.name}: best batch size")
+            with contextlib.suppress(WorkerError):
+                _set_best_batch_size(arm, session)
+                continue
+            alive.remove(arm)
+        if any(len(arm.batch_curve) > 1 and arm.workload.batch_size > 1 for arm in alive):
+            say(f"throughput of {', '.join(f'{arm.name} (batch {arm.workload.batch_size})' for arm in alive)}")
+            _time(alive, baselines, effort, session)
+
+
+def _time(arms: list[_Arm], baselines: set[str], effort: Effort, session: str) -> list[_Arm]:
+    """Warm arms up, run paired rounds and record them; return the arms that came through.
+
+    An arm that fails on the way records itself and is dropped, and the rounds start again without it.
+    """
+    while arms:
+        failures = {arm.name: len(arm.outcomes) for arm in arms}
+        try:
+            warm = {arm.name: arm.ask(session, "warm_up") for arm in arms}
+            rounds = run_rounds(
+                {arm.name: (_Timed(arm, session), warm[arm.name][1]) for arm in arms},
+                sorted(baselines),
+                target=effort.target,
+                budget_s=effort.budget_s,
+                clock=now,
+            )
+        except WorkerError:
+            arms = [arm for arm in arms if len(arm.outcomes) == failures[arm.name]]
+            continue
+        for arm in arms:
+            record, _ = warm[arm.name]
+            arm.outcomes.append(_measurement(arm, session, record, rounds.samples[arm.name], rounds.stop_reason))
+        break
+    return arms
+
+
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    """An arm as the rounds see it."""
+
+    arm: _Arm
+    session: str
+
+    def time_block(self, calls: int) -> tuple[float, float | None]:
+        return self.arm.ask(self.session, "time_block", calls)
+
+
+def _measurement(
+    arm: _Arm, session: str, warm_up: WarmUp, samples: tuple[Sample, ...], stop_reason: str
+) -> Measurement:
+    """Put together what an arm's processes told; memory and FLOPs belong to the first batch size only."""
+    alone = arm.alone
+    assert alone is not None
+    first = not arm.outcomes
+    notes = alone.inspection.notes
+    if not warm_up.settled:
+        notes += ("timing began before calls had settled (the warm-up reached its cap)",)
+    return Measurement(
+        workload=arm.workload,
+        environment=alone.environment,
+        session=session,
+        positions=arm.positions,
+        executed_positions=arm.architecture.executed_positions(arm.workload.length),
+        parameters=alone.parameters,
+        attention=alone.inspection.attention,
+        warm_up_s=warm_up.per_call_s,
+        samples=samples,
+        stop_reason=stop_reason,
+        memory=alone.memory if first else None,
+        flops=alone.inspection.flops if first else None,
+        batch_curve=tuple(sorted(arm.batch_curve.items())),
+        notes=notes,
+    )
+
+
+def _set_best_batch_size(arm: _Arm, session: str) -> None:
+    """Double an arm's batch while that gives at least 5 % more throughput and fits; leave it at the best."""
+    assert arm.alone is not None
+    base = arm.workload.batch_size
+    measured = arm.outcomes[0]
+    assert isinstance(measured, Measurement)
+    arm.batch_curve[base] = measured.sequences_per_s
+    best = base
+    per_sequence = arm.alone.memory.call_bytes / base
+    while best * 2 <= MAX_BATCH_SIZE:
+        size = best * 2
+        if size * per_sequence > SAFE_SHARE * arm.ask(session, "available_bytes"):
+            break
+        arm.workload = arm.workload.replace(batch_size=size)
+        arm.ask(session, "set_batch_size", size)
+        first, _ = arm.ask(session, "time_block", 1)
+        calls = calls_per_block(first)
+        blocks = [arm.ask(session, "time_block", calls)[0] / calls for _ in range(3 if first < 1 else 1)]
+        arm.batch_curve[size] = size / statistics.median(blocks)
+        if arm.batch_curve[size] < (1 + BATCH_GAIN) * arm.batch_curve[best]:
+            break
+        best = size
+    arm.workload = arm.workload.replace(batch_size=best)
+    arm.ask(session, "set_batch_size", best)

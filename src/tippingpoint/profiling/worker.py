@@ -1,0 +1,224 @@
+"""A subject alive in its own process: what it can be asked, and the loop that serves the questions.
+
+The parent asks one thing at a time over a socket and sleeps until the answer comes.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from tippingpoint.errors import InputError, TippingPointError, UnsupportedError, WontFitError
+from tippingpoint.measurement import Flops, Memory
+from tippingpoint.models.catalog import architecture_of
+from tippingpoint.profiling.device import Device, open_device
+from tippingpoint.profiling.environment import read_environment
+from tippingpoint.profiling.memory import (
+    SAFE_SHARE,
+    KnownPoints,
+    bound_call_bytes,
+    predict_call_bytes,
+    weight_bytes,
+)
+from tippingpoint.profiling.timing import WarmUp, calls_per_block, warm_up
+from tippingpoint.units import format_bytes
+from tippingpoint.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What one call did: FLOPs, the attention path that really ran, and what to note."""
+
+    flops: Flops
+    attention: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """An exception of a worker, as it travels to the parent.
+
+    `refused` is None for what was tried; otherwise what the refusal rests on, "measured" or "bound".
+    """
+
+    kind: str
+    message: str
+    trace: str
+    refused: str | None = None
+
+
+class Worker:
+    """Builds one workload's subject and measures it; lives in a process of its own.
+
+    Args:
+        device_name: "cpu", "cuda" or "cuda:N".
+        threads: CPU threads.
+        device: Opened from its name when None.
+
+    Raises:
+        InputError: If the device is not there.
+    """
+
+    def __init__(self, device_name: str, threads: int, device: Device | None = None) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.device = device or open_device(device_name)
+        self.environment = read_environment(device_name, threads)
+        self._call: Callable[[], None] | None = None
+
+    def build(self, workload: Workload, known: KnownPoints = ()) -> int:
+        """Build the workload's subject and return its number of parameters.
+
+        Args:
+            workload: What to build.
+            known: Memory that shorter lengths of the same subject needed.
+
+        Raises:
+            WontFitError: If it is predicted to need more memory than there is.
+            InputError: If the workload is not legal.
+        """
+        from tippingpoint.models.build import build
+
+        self._refuse_what_cannot_fit(workload, known)
+        self.workload = workload
+        _touch_libraries(workload.device)
+        self._before_model = self.device.used_bytes()
+        self.subject = build(workload)
+        return self.subject.parameters
+
+    def _refuse_what_cannot_fit(self, workload: Workload, known: KnownPoints) -> None:
+        from tippingpoint.models.build import count_parameters, make_config
+
+        architecture = architecture_of(workload.subject)
+        call = predict_call_bytes(known, architecture.positions(workload.length))
+        measured = call is not None
+        if call is None:
+            call = bound_call_bytes(workload, architecture, make_config(workload).to_dict())
+        need = weight_bytes(workload, count_parameters(workload)) + call
+        there = self.device.available_bytes()
+        if need > SAFE_SHARE * there:
+            basis = "extrapolated from shorter inputs" if measured else "an upper bound"
+            raise WontFitError(
+                f"refused before trying: about {format_bytes(need)} would be needed ({basis}), and "
+                f"{format_bytes(there)} are free",
+                measured=measured,
+            )
+
+    def measure_memory(self) -> Memory:
+        """Return peak memory of the first call (training: of the second step too, when optimizer state lives).
+
+        To be asked once, before anything else has run: afterwards the allocator holds memory of its own.
+        """
+        weights = self.device.used_bytes() - self._before_model
+        self.device.reset_peak()
+        call = self.subject.call(self.workload)
+        for _ in range(2 if self.workload.phase == "training" else 1):
+            call()
+        peak = self.device.peak_bytes() - self._before_model
+        self._call = call
+        return Memory(peak_bytes=peak, weights_bytes=weights, method=self.device.memory_method)
+
+    def inspect(self) -> Inspection:
+        """Check the variant against its oracle, run one call, and say what really ran.
+
+        Raises:
+            UnsupportedError: If another attention ran than the subject asks for, or the variant's output
+                differs from its oracle's in this environment.
+        """
+        from tippingpoint.profiling.flops import count_flops
+        from tippingpoint.profiling.path import check_variants, describe_path, observe_attention
+
+        check_variants(self.workload)
+        call = self._call or self.subject.call(self.workload)
+        with observe_attention() as functions:
+            flops, operators = count_flops(call)
+        attention = describe_path(self.workload, self.subject, functions, operators)
+        return Inspection(flops=flops, attention=attention, notes=self.subject.architecture.notes)
+
+    def set_batch_size(self, batch_size: int) -> None:
+        """Make a batch of another size; the old one is let go first."""
+        self._call = None
+        self.workload = self.workload.replace(batch_size=batch_size)
+        self._call = self.subject.call(self.workload)
+
+    def warm_up(self) -> tuple[WarmUp, int]:
+        """Warm up; return its record and the number of calls that make a block."""
+        if self._call is None:
+            self._call = self.subject.call(self.workload)
+        record = warm_up(self.device, self._call)
+        return record, calls_per_block(record.per_call_s[-1])
+
+    def time_block(self, calls: int) -> tuple[float, float | None]:
+        """Time a block of calls: host seconds, and the device's own where it has a clock."""
+        assert self._call is not None, "warm up first"
+        return self.device.time_block(self._call, calls)
+
+    def available_bytes(self) -> int:
+        """Return bytes that could still be taken on the device."""
+        return self.device.available_bytes()
+
+
+def _touch_libraries(device: str) -> None:
+    """Run each kind of operator once, so that code pages and thread pools are not counted as the model's."""
+    import torch
+    import torch.nn.functional as F
+
+    x = torch.ones(1, 2, 64, 64, device=device)
+    F.scaled_dot_product_attention(x, x, x)
+    F.layer_norm(F.gelu(x @ x), (64,)).softmax(-1)
+    F.conv1d(x[0], torch.ones(64, 64, 3, device=device))
+
+
+def classify(error: BaseException) -> Problem:
+    """Return what an exception means for a study: the kind of failure and one sentence."""
+    import torch
+
+    trace = "".join(traceback.format_exception(error))
+    message = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    ):
+        return Problem("out_of_memory", message, trace)
+    if isinstance(error, WontFitError):
+        return Problem("out_of_memory", str(error), trace, "measured" if error.measured else "bound")
+    if isinstance(error, UnsupportedError):
+        return Problem("unsupported", str(error), trace)
+    if isinstance(error, InputError):
+        return Problem("input", str(error), trace)
+    if isinstance(error, TippingPointError):
+        return Problem("crashed", str(error), trace)
+    return Problem("crashed", message, trace)
+
+
+def serve(connection: Connection) -> None:
+    """Answer the parent until it hangs up.
+
+    The first message is (device name, threads) and is answered with the environment; each later one is
+    (method, arguments). Answers are (True, result) or (False, Problem).
+    """
+    worker: Worker | None = None
+    while True:
+        try:
+            message = connection.recv()
+        except EOFError:
+            return  # the parent is gone or done; nothing to clean up
+        try:
+            result: Any
+            if worker is None:
+                worker = Worker(*message)
+                result = worker.environment
+            else:
+                method, arguments = message
+                result = getattr(worker, method)(*arguments)
+        except Exception as error:  # noqa: BLE001 (the isolation boundary: whatever a subject raises is a row)
+            answer = (False, classify(error))
+        else:
+            answer = (True, result)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        connection.send(answer)

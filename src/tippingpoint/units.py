@@ -1,0 +1,131 @@
+"""Human units at the edge; everything inside the package is SI: seconds, bytes, plain counts, fractions."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from tippingpoint.errors import InputError
+
+_BYTE_UNITS = {
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+_TIME_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z%]*)\s*", re.IGNORECASE)
+
+
+def _number_and_unit(text: str, what: str, example: str) -> tuple[float, str]:
+    match = _NUMBER.fullmatch(text)
+    if match is None or not math.isfinite(float(match[1])):
+        raise InputError(f"{what} must be a number with a unit, such as {example}, got {text!r}")
+    return float(match[1]), match[2].lower()
+
+
+def parse_bytes(text: str | float) -> int:
+    """Return bytes from "4GiB", "512 MB" or a plain number of bytes.
+
+    Raises:
+        InputError: If it is no number, not positive, or the unit is unknown.
+    """
+    value, unit = _number_and_unit(str(text), "a memory size", "4GiB or 512MB")
+    if unit not in {"", *_BYTE_UNITS}:
+        raise InputError(f"unknown unit {unit!r} in {text!r}; expected one of B, kB, MB, GB, TB, KiB, MiB, GiB, TiB")
+    result = int(value * _BYTE_UNITS.get(unit, 1))
+    if result <= 0:
+        raise InputError(f"a memory size must be positive, got {text!r}")
+    return result
+
+
+def parse_duration(text: str | float) -> float:
+    """Return seconds from "5m", "90s", "1.5h", "200ms" or a plain number of seconds.
+
+    Raises:
+        InputError: If it is no number, not positive, or the unit is unknown.
+    """
+    value, unit = _number_and_unit(str(text), "a duration", "90s or 5m")
+    if unit not in {"", *_TIME_UNITS}:
+        raise InputError(f"unknown unit {unit!r} in {text!r}; expected one of us, ms, s, m, min, h")
+    seconds = value * _TIME_UNITS.get(unit, 1.0)
+    if seconds <= 0:
+        raise InputError(f"a duration must be positive, got {text!r}")
+    return seconds
+
+
+def parse_fraction(text: str | float) -> float:
+    """Return a fraction from "2%" or "0.02".
+
+    Raises:
+        InputError: If it is no number or not between 0 and 1, both ends excluded.
+    """
+    value, unit = _number_and_unit(str(text), "a share", "2% or 0.02")
+    if unit not in {"", "%"}:
+        raise InputError(f"unknown unit {unit!r} in {text!r}; expected a share such as 2% or 0.02")
+    fraction = value / 100 if unit == "%" else value
+    if not 0 < fraction < 1:
+        raise InputError(f"a share must be between 0 and 1 (or 0% and 100%), got {text!r}")
+    return fraction
+
+
+def _scaled(value: float, steps: list[tuple[float, str]]) -> str:
+    """Three significant digits in the largest unit that keeps the number at 1 or more."""
+    for size, unit in steps:
+        if abs(value) >= size * 0.9995 or (size, unit) == steps[-1]:
+            scaled = value / size
+            digits = 2 if abs(scaled) < 9.995 else 1 if abs(scaled) < 99.95 else 0
+            return f"{scaled:,.{digits}f} {unit}"
+    raise AssertionError("unreachable: the last step always matches")
+
+
+def format_seconds(seconds: float) -> str:
+    """Return "1.23 s", "45.6 ms" or "789 us"; from two minutes on, "2 m 05 s"."""
+    if seconds >= 119.5:
+        minutes, rest = divmod(round(seconds), 60)
+        hours, minutes = divmod(minutes, 60)
+        return f"{hours} h {minutes:02d} m" if hours else f"{minutes} m {rest:02d} s"
+    return _scaled(seconds, [(1.0, "s"), (1e-3, "ms"), (1e-6, "us")])
+
+
+def format_bytes(size: float) -> str:
+    """Return binary units: "1.50 GiB", "640 MiB"."""
+    return _scaled(size, [(2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B")])
+
+
+def format_count(count: float) -> str:
+    """Return decimal units without a space for counts: "109M", "12.3G"; small counts in full."""
+    if abs(count) < 10_000:
+        return f"{count:,.0f}"
+    return _scaled(count, [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")]).replace(" ", "")
+
+
+def format_rate(rate: float) -> str:
+    """Return a rate to three significant digits: "0.836", "12.3", "4,560"."""
+    if rate == 0:
+        return "0"
+    digits = max(0, 2 - math.floor(math.log10(abs(rate))))
+    return f"{rate:,.{digits}f}"
+
+
+def format_percent(fraction: float) -> str:
+    """Return "4.2 %" below ten percent and "42 %" from there on."""
+    percent = 100 * fraction
+    return f"{percent:.1f} %" if abs(percent) < 9.95 else f"{percent:.0f} %"
+
+
+def format_length(length: float, unit: str) -> str:
+    """Return a length in its native unit: "1,900 tokens", "12.5 s", "448 px".
+
+    Args:
+        length: In the native unit.
+        unit: One of "tokens", "seconds", "pixels".
+    """
+    if unit == "seconds":
+        return f"{format_rate(length) if length < 100 else format(length, ',.0f')} s"
+    return f"{length:,.0f} {'px' if unit == 'pixels' else unit}"

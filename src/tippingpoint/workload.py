@@ -1,0 +1,333 @@
+"""What to measure: frozen specifications, and the grammar that names a subject.
+
+Constructing one touches nothing outside: names are checked against the catalogue where they are used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from tippingpoint.errors import InputError, unknown
+
+PHASES = ("inference", "training")
+DTYPES = ("float32", "bfloat16", "float16")
+SIZES = ("base", "small", "tiny")
+METRICS = ("latency", "throughput", "peak_memory")
+
+OptionValue = bool | int | float | str
+
+_GRAMMAR = "ARCHITECTURE[@VARIANT[:key=value,...][+VARIANT...]], such as bert@local:window=128"
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+_ARCHITECTURE = re.compile(r"[^\s@]+")
+_VALUE = re.compile(r"[^\s,+@=:]+")
+
+
+def _parse_value(text: str) -> OptionValue:
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            continue
+        if math.isfinite(value):
+            return value
+    return text
+
+
+def _print_value(value: OptionValue) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A self-attention to put into an architecture: a name and its options, in alphabetical order."""
+
+    name: str
+    options: tuple[tuple[str, OptionValue], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InputError(f"a variant's name must be a word, got {self.name!r}; expected {_GRAMMAR}")
+        keys = [key for key, _ in self.options]
+        for key, value in self.options:
+            if not _NAME.fullmatch(key):
+                raise InputError(f"option names of variant {self.name!r} must be words, got {key!r}")
+            if not _VALUE.fullmatch(_print_value(value)):
+                raise InputError(
+                    f"the value of {self.name}:{key} must be free of spaces and of the characters , + @ = :, "
+                    f"got {value!r}"
+                )
+            if _parse_value(_print_value(value)) != value:
+                raise InputError(f"the value of {self.name}:{key} cannot be written in a subject: {value!r}")
+        if len(set(keys)) != len(keys):
+            raise InputError(f"variant {self.name!r} was given an option twice: {', '.join(keys)}")
+        object.__setattr__(self, "options", tuple(sorted(self.options)))
+
+    @classmethod
+    def parse(cls, text: str) -> Variant:
+        """Return the variant written as `NAME[:key=value,...]`.
+
+        Raises:
+            InputError: If the text does not follow the grammar.
+        """
+        name, colon, rest = text.partition(":")
+        options = []
+        for pair in rest.split(",") if colon else ():
+            key, equals, value = pair.partition("=")
+            if not equals or not key or not value:
+                raise InputError(
+                    f"expected key=value after {name!r}, got {pair!r}; the whole is written {_GRAMMAR}"
+                )
+            options.append((key, _parse_value(value)))
+        return cls(name, tuple(options))
+
+    def __str__(self) -> str:
+        options = ",".join(f"{key}={_print_value(value)}" for key, value in self.options)
+        return f"{self.name}:{options}" if options else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """An architecture and the variants put into it; `bert`, `bert@eager`, `hubert@local:window=50`.
+
+    The architecture is a name of the catalogue, a folder that holds a checkpoint, a hub id, or
+    `package.module:callable`.
+    """
+
+    architecture: str
+    variants: tuple[Variant, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not _ARCHITECTURE.fullmatch(self.architecture):
+            raise InputError(
+                f"an architecture's name must be free of spaces and of @, got {self.architecture!r}; "
+                f"a subject is written {_GRAMMAR}"
+            )
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) != len(names):
+            raise InputError(f"subject {self} names a variant twice")
+
+    @classmethod
+    def parse(cls, text: str | Subject) -> Subject:
+        """Return the subject that `text` names.
+
+        Raises:
+            InputError: If the text does not follow the grammar, saying what was expected.
+        """
+        if isinstance(text, Subject):
+            return text
+        if not isinstance(text, str):
+            raise InputError(f"a subject must be a text, got {type(text).__name__}; it is written {_GRAMMAR}")
+        architecture, at, rest = text.partition("@")
+        if at and not rest:
+            raise InputError(f"a variant must follow '@' in {text!r}; a subject is written {_GRAMMAR}")
+        return cls(architecture, tuple(Variant.parse(part) for part in rest.split("+")) if at else ())
+
+    @property
+    def plain(self) -> Subject:
+        """The same architecture with its own attention."""
+        return Subject(self.architecture)
+
+    def __str__(self) -> str:
+        variants = "+".join(str(variant) for variant in self.variants)
+        return f"{self.architecture}@{variants}" if variants else self.architecture
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """Let pydantic read and write a subject as its text (pydantic is imported only where it is used)."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_plain_validator_function(
+            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+
+def check_choice(what: str, value: str, choices: Iterable[str]) -> str:
+    """Return `value` if it is one of `choices`.
+
+    Raises:
+        InputError: Otherwise, naming the nearest choices.
+    """
+    choices = tuple(choices)
+    if value not in choices:
+        raise unknown(what, str(value), choices)
+    return value
+
+
+def check_length(value: object) -> float:
+    """Return `value` as a length.
+
+    Raises:
+        InputError: If it is no number, not finite or not positive.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise InputError(f"a length must be a number, got {value!r}")
+    if value <= 0:
+        raise InputError(f"a length must be positive, got {value!r}")
+    return value
+
+
+def check_count(what: str, value: object) -> int:
+    """Return `value` if it is a whole number of at least 1.
+
+    Raises:
+        InputError: Otherwise.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{what} must be a whole number of at least 1, got {value!r}")
+    return value
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Workload:
+    """One thing to measure: a subject at one length, batch size, phase, device, dtype and thread count.
+
+    Args:
+        subject: What runs, as text or `Subject`.
+        length: Input length in the modality's native unit (tokens; seconds of audio; image side in pixels).
+        batch_size: Sequences per call, all of that length.
+        phase: "inference" (forward, no gradient) or "training" (forward, loss, backward, optimizer step).
+        device: "cpu", "cuda" or "cuda:N".
+        dtype: "float32", "bfloat16" or "float16"; training in a lower precision is autocast over float32
+            weights.
+        threads: CPU threads; None takes every core the process may use when it is measured.
+        size: "base" (the published Base shapes), "small" or "tiny" (quick looks and tests).
+
+    Raises:
+        InputError: If a field is not legal by itself. Whether the subject can take the length is checked
+            where the catalogue is known.
+    """
+
+    subject: Subject
+    length: float
+    batch_size: int
+    phase: str
+    device: str
+    dtype: str
+    threads: int | None
+    size: str
+
+    def __init__(
+        self,
+        subject: Subject | str,
+        length: float,
+        *,
+        batch_size: int = 1,
+        phase: str = "inference",
+        device: str = "cpu",
+        dtype: str = "float32",
+        threads: int | None = None,
+        size: str = "base",
+    ) -> None:
+        if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", str(device)):
+            raise InputError(f"unknown device {device!r}; expected cpu, cuda or cuda:N")
+        fields = {
+            "subject": Subject.parse(subject),
+            "length": check_length(length),
+            "batch_size": check_count("batch_size", batch_size),
+            "phase": check_choice("phase", phase, PHASES),
+            "device": device,
+            "dtype": check_choice("dtype", dtype, DTYPES),
+            "threads": None if threads is None else check_count("threads", threads),
+            "size": check_choice("size", size, SIZES),
+        }
+        if dtype == "float16" and device == "cpu":
+            raise InputError("float16 needs a CUDA device; use float32 or bfloat16 on the CPU")
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+
+    def replace(self, **changes: Any) -> Workload:
+        """Return a copy with some fields changed."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Workload(**{**fields, **changes})
+
+    def __str__(self) -> str:
+        threads = "" if self.threads is None else f", {self.threads} threads"
+        return (
+            f"{self.subject} at length {self.length:g}, batch {self.batch_size}, {self.phase}, "
+            f"{self.device} {self.dtype}{threads}{'' if self.size == 'base' else f', {self.size}'}"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """A set of comparisons with a budget; the search decides which lengths are worth measuring.
+
+    Args:
+        name: How the results are labelled in a store.
+        modality: "text", "speech" or "vision".
+        baselines: Vanilla subjects; each variant is held against each of them.
+        variants: Efficient subjects.
+        lengths: Shortest and longest length to consider, in the native unit.
+        metrics: Any of "latency", "throughput", "peak_memory".
+        phases: Any of "inference", "training".
+        device: See `Workload`.
+        dtype: See `Workload`.
+        threads: See `Workload`.
+        size: See `Workload`.
+        batch_size: Sequences per call for latency and peak memory.
+        budget_s: Wall time to spend on measuring, in seconds.
+        precision: A tipping point is refined until its bracket is this narrow (0.1 is 10 %).
+        target: A block of timing ends when the 95 % interval's half-width is below this share.
+    """
+
+    name: str
+    modality: str
+    baselines: tuple[Subject, ...]
+    variants: tuple[Subject, ...]
+    lengths: tuple[float, float]
+    metrics: tuple[str, ...] = METRICS
+    phases: tuple[str, ...] = PHASES
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int | None = None
+    size: str = "base"
+    batch_size: int = 1
+    budget_s: float = 300.0
+    precision: float = 0.1
+    target: float = 0.02
+
+    def __post_init__(self) -> None:
+        if not self.baselines or not self.variants:
+            raise InputError("a study needs at least one baseline and one variant")
+        both = set(self.baselines) & set(self.variants)
+        if both:
+            raise InputError(f"{', '.join(map(str, both))} is both a baseline and a variant")
+        low, high = (check_length(value) for value in self.lengths)
+        if low >= high:
+            raise InputError(f"the shortest length must be below the longest, got {low:g} and {high:g}")
+        for metric in self.metrics:
+            check_choice("metric", metric, METRICS)
+        for phase in self.phases:
+            check_choice("phase", phase, PHASES)
+        if not self.metrics or not self.phases:
+            raise InputError("a study needs at least one metric and one phase")
+        self.workload(self.baselines[0], low, self.phases[0])
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """Baselines, then variants."""
+        return tuple(dict.fromkeys(self.baselines + self.variants))
+
+    def workload(self, subject: Subject, length: float, phase: str) -> Workload:
+        """Return the study's workload for a subject at a length."""
+        return Workload(
+            subject,
+            length,
+            batch_size=self.batch_size,
+            phase=phase,
+            device=self.device,
+            dtype=self.dtype,
+            threads=self.threads,
+            size=self.size,
+        )
+
+    def replace(self, **changes: Any) -> Study:
+        """Return a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)

@@ -1,0 +1,240 @@
+import json
+import os
+import subprocess
+import sys
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tippingpoint.data import LengthData, Skipped, read_lengths
+from tippingpoint.errors import DataError, InputError
+
+positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_nan=False)
+lengths = st.lists(positive | st.integers(1, 50).map(float), min_size=1, max_size=60)
+percents = st.floats(0, 100) | st.decimals(0, 100, places=1).map(float)
+
+
+def make(values: list[float], unit: str = "seconds", skipped: tuple[Skipped, ...] = ()) -> LengthData:
+    modality = {"seconds": "speech", "tokens": "text", "pixels": "vision"}[unit]
+    return LengthData(
+        modality=modality,
+        unit=unit,
+        values=tuple(values),
+        sources=("data",),
+        method="audio header",
+        estimated=False,
+        skipped=skipped,
+    )
+
+
+def write(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("one two three")
+
+
+@given(values=lengths, percent=percents)
+def test_percentile_is_the_smallest_observed_length_that_enough_items_do_not_exceed(values, percent):
+    found = make(values).percentile(percent)
+    needed = Fraction(str(percent)) * len(values) / 100
+    assert found in values
+    assert sum(value <= found for value in values) >= needed
+    shorter = [value for value in values if value < found]
+    assert not shorter or len(shorter) < needed
+
+
+def test_percentiles_of_a_thousand_items_mean_what_they_say():
+    data = make([float(value) for value in range(1000, 0, -1)])
+    assert [data.percentile(p) for p in (0, 0.1, 7, 50, 95, 99.9, 100)] == [1, 1, 70, 500, 950, 999, 1000]
+    assert data.share_at_most(data.percentile(95)) == 0.95
+    assert (data.count, data.minimum, data.maximum, data.median, data.mean) == (1000, 1, 1000, 500, 500.5)
+
+
+def test_share_at_most_runs_from_none_to_all():
+    data = make([1.0, 2.0, 2.0, 5.0])
+    assert [data.share_at_most(length) for length in (0.5, 1, 2, 4.9, 5, 100)] == [0, 0.25, 0.75, 0.75, 1, 1]
+
+
+@pytest.mark.parametrize("percent", [-1, 100.5, float("nan")])
+def test_a_percentile_outside_0_to_100_is_refused(percent):
+    with pytest.raises(InputError, match="a percentile must be between 0 and 100, got"):
+        make([1.0]).percentile(percent)
+
+
+@given(values=lengths, bins=st.integers(1, 30), unit=st.sampled_from(["seconds", "tokens", "pixels"]))
+def test_histogram_counts_every_item_once_in_bins_that_touch(values, bins, unit):
+    data = make(values, unit)
+    histogram = data.histogram(bins)
+    assert 1 <= len(histogram) <= bins
+    assert sum(count for _, _, count in histogram) == data.count
+    assert (histogram[0][0], histogram[-1][1]) == (data.minimum, data.maximum)
+    assert all(left[1] == right[0] for left, right in pairwise(histogram))
+    for low, high, count in histogram[:-1]:
+        assert low < high
+        assert count == sum(low <= value < high for value in values)
+
+
+def test_histogram_edges_are_of_equal_ratio_over_a_wide_range_and_equal_width_over_a_narrow_one():
+    wide = make([1.0, 2.0, 5.0, 50.0, 1000.0]).histogram(3)
+    assert [edge for edge, _, _ in wide] == pytest.approx([1, 10, 100])
+    assert [count for _, _, count in wide] == [3, 1, 1]
+    narrow = make([1.0, 1.5, 2.5, 4.0]).histogram(3)
+    assert narrow == [(1.0, 2.0, 2), (2.0, 3.0, 1), (3.0, 4.0, 1)]
+
+
+def test_histogram_of_tokens_has_whole_numbers_between_its_bins():
+    assert make([3.0, 4.0, 5.0], "tokens").histogram(12) == [(3.0, 4.0, 1), (4.0, 5.0, 2)]
+
+
+def test_histogram_of_items_of_one_length_is_one_bin():
+    assert make([7.0, 7.0]).histogram() == [(7.0, 7.0, 2)]
+
+
+def test_histogram_without_bins_is_refused():
+    with pytest.raises(InputError, match="a histogram needs at least 1 bin, got 0"):
+        make([1.0]).histogram(0)
+
+
+@given(
+    values=lengths,
+    skipped=st.lists(st.builds(Skipped, st.text(max_size=9), st.text(max_size=9)), max_size=3).map(tuple),
+)
+def test_a_record_survives_json(values, skipped):
+    data = make(values, skipped=skipped)
+    assert LengthData.from_dict(json.loads(json.dumps(data.to_dict()))) == data
+
+
+def test_a_stored_record_without_a_field_names_it():
+    stored = make([1.0]).to_dict()
+    del stored["values"]
+    with pytest.raises(DataError, match="a record of lengths needs the field 'values'"):
+        LengthData.from_dict(stored)
+
+
+def test_a_stored_record_with_a_field_of_the_wrong_kind_is_refused():
+    with pytest.raises(DataError, match="a record of lengths is malformed: could not convert"):
+        LengthData.from_dict(make([1.0]).to_dict() | {"values": ["long"]})
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_length_is_positive_and_finite(value):
+    with pytest.raises(InputError, match="a length must be positive and finite, got"):
+        make([1.0, value])
+
+
+def test_a_record_has_lengths_in_the_unit_of_its_modality():
+    with pytest.raises(InputError, match="lengths need at least one value, got none"):
+        make([])
+    with pytest.raises(InputError, match=r"text in tokens, speech in seconds.*got 'text' in 'seconds'"):
+        LengthData.from_dict(make([1.0]).to_dict() | {"modality": "text"})
+
+
+def test_the_summary_tells_count_percentiles_method_and_what_was_skipped():
+    skipped = tuple(Skipped(f"{letter}.wav", "empty file") for letter in "abcde")
+    assert str(make([float(value) for value in range(1, 101)], skipped=skipped)).splitlines() == [
+        "100 speech items from data",
+        "shortest 1.00 s, median 50.0 s, mean 50.5 s, longest 100 s",
+        "90 % have at most 90.0 s, 95 % at most 95.0 s, 99 % at most 99.0 s",
+        "lengths from audio header",
+        "5 skipped: a.wav (empty file), b.wav (empty file), c.wav (empty file) and 2 more",
+    ]
+
+
+def test_folders_are_read_in_sorted_order_without_hidden_names_and_other_suffixes(tmp_path, monkeypatch):
+    write(tmp_path, "b.txt", "a.MD", "sub/c.rst", ".hidden.txt", ".git/d.txt", "e.pdf")
+    seen = []
+    monkeypatch.setattr("tippingpoint.data.text._whole", lambda path: seen.append(path) or iter(()))
+    with pytest.raises(DataError):
+        read_lengths([tmp_path], "text")
+    assert [os.path.relpath(path, tmp_path) for path in seen] == ["a.MD", "b.txt", "sub/c.rst"]
+
+
+def test_files_folders_and_patterns_mix_and_a_file_reached_twice_counts_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "x/a.txt", "x/y/b.txt", "x/y/z/c.txt", "d.md")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "d.md")
+    assert read_lengths(["x/**/*.txt"], "text").count == 3
+    assert read_lengths(["x/*"], "text").count == 3
+    data = read_lengths(["x/a.txt", "./x", tmp_path / "x/y/b.txt", "**/*.txt", "link.txt", "*.md"], "text")
+    assert data.count == 4
+    assert data.sources[:3] == ("x/a.txt", "./x", str(tmp_path / "x/y/b.txt"))
+
+
+def test_one_path_needs_no_list(tmp_path):
+    write(tmp_path, "a.txt")
+    assert read_lengths(tmp_path / "a.txt", "text") == read_lengths([str(tmp_path / "a.txt")], "text")
+
+
+def test_a_name_with_pattern_characters_that_exists_is_a_file(tmp_path):
+    write(tmp_path, "a[1].txt", "a1.txt")
+    assert read_lengths([tmp_path / "a[1].txt", tmp_path / "a1.txt"], "text").count == 2
+
+
+def test_a_link_back_to_a_folder_above_does_not_loop(tmp_path):
+    write(tmp_path, "sub/a.txt")
+    (tmp_path / "sub" / "up").symlink_to(tmp_path)
+    assert read_lengths([tmp_path], "text").count == 1
+
+
+def test_linked_folders_are_read(tmp_path):
+    write(tmp_path, "elsewhere/a.txt")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    assert read_lengths([tmp_path / "data"], "text").count == 1
+
+
+def test_an_unknown_modality_suggests_the_near_one(tmp_path):
+    with pytest.raises(InputError, match=r"unknown modality 'speach'; expected one of text.*mean 'speech'"):
+        read_lengths([tmp_path], "speach")
+
+
+def test_paths_that_lead_nowhere_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"there is no file or folder '.*/none\.txt'; check the path"):
+        read_lengths([tmp_path / "none.txt"], "text")
+    with pytest.raises(InputError, match=r"the pattern '.*/\*\*/\*\.wav' matches nothing; check it"):
+        read_lengths([tmp_path / "**/*.wav"], "speech")
+    with pytest.raises(InputError, match=r"reading text lengths needs at least one file, .* got none"):
+        read_lengths([], "text")
+
+
+def test_a_folder_without_a_readable_file_says_what_was_looked_for(tmp_path):
+    write(tmp_path, "a.txt", "sub/b.pdf")
+    with pytest.raises(DataError, match=r"no speech file in '.*': looked for \.wav, \.flac, \.ogg, \.mp3"):
+        read_lengths([tmp_path], "speech")
+    with pytest.raises(DataError, match=r"no text file in '.*\*\.pdf': looked for \.txt, \.md"):
+        read_lengths([tmp_path / "sub" / "*.pdf"], "text")
+
+
+def test_a_file_given_by_name_must_have_an_accepted_suffix(tmp_path):
+    write(tmp_path, "a.pdf")
+    with pytest.raises(InputError, match=r"cannot read '.*a\.pdf' as vision; .* ending in \.png, \.jpg"):
+        read_lengths([tmp_path / "a.pdf"], "vision")
+
+
+@pytest.mark.parametrize("argument", ["column", "tokenizer"])
+def test_arguments_for_text_are_refused_elsewhere(tmp_path, argument):
+    with pytest.raises(InputError, match=f"a {argument} is for text only, got 'x' for speech; leave it out"):
+        read_lengths([tmp_path], "speech", **{argument: "x"})
+
+
+def test_nothing_usable_counts_the_failures_and_names_three(tmp_path):
+    for name in "abcd":
+        (tmp_path / f"{name}.wav").touch()
+    message = r"no speech length could be read, 4 of 4 failed: \S*a\.wav \(empty file\), .* and 1 more"
+    with pytest.raises(DataError, match=message):
+        read_lengths([tmp_path], "speech")
+
+
+def test_importing_the_package_loads_no_reader_library():
+    heavy = ["torch", "transformers", "tokenizers", "pyarrow", "soundfile", "PIL"]
+    code = f"import sys, tippingpoint.data; print([m for m in {heavy} if m in sys.modules])"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,321 @@
+import csv
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from tippingpoint.data import estimate_tokens, read_lengths
+from tippingpoint.data.tokens import count_tokens, load_tokenizer
+from tippingpoint.errors import DataError, InputError
+
+TEXTS = ["one", "one two three", "one two", "three two one two three"]
+
+
+@pytest.fixture
+def tokenizer(tmp_path) -> Path:
+    """A WordPiece tokenizer that would cut at 4 tokens and pad to 9, as published ones do."""
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "one", "two", "three", "##s", "."]
+    numbers = {piece: number for number, piece in enumerate(vocabulary)}
+    built = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
+    built.normalizer = normalizers.BertNormalizer()
+    built.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    built.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    built.enable_truncation(4)
+    built.enable_padding(length=9)
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    built.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def write_jsonl(path: Path, *records: object) -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def write_csv(path: Path, rows: list[list[str]]) -> Path:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def reasons(data) -> list[tuple[str, str]]:
+    return [(Path(item.path).name, item.reason) for item in data.skipped]
+
+
+def test_a_word_costs_one_token_for_7_letters_and_one_for_each_3_beyond():
+    assert [
+        estimate_tokens(word) - 2 for word in ("", "a", "letters", "lettersx", "lettersxyz", "lettersxyzq")
+    ] == [
+        0,
+        1,
+        1,
+        2,
+        2,
+        3,
+    ]
+
+
+def test_numbers_marks_and_characters_of_scripts_without_spaces_cost_their_own_tokens():
+    pieces = {"2024": 2, "1,5": 3, "foo_bar()": 5, "self-attention": 4, "你好": 2, "don't": 3, " \n\t": 0}
+    assert {text: estimate_tokens(text) - 2 for text in pieces} == pieces
+
+
+@given(st.text(), st.text())
+def test_the_estimate_of_two_documents_on_two_lines_is_the_sum(first, second):
+    together = estimate_tokens(f"{first}\n{second}")
+    assert together == estimate_tokens(first) + estimate_tokens(second) - 2
+
+
+@given(st.text())
+def test_the_estimate_is_between_the_special_tokens_and_one_token_per_character_more(document):
+    assert 2 <= estimate_tokens(document) <= 2 + len(document)
+
+
+def test_text_files_are_one_document_each_and_called_estimated(tmp_path):
+    for suffix, text in zip(("txt", "md", "rst"), TEXTS, strict=False):
+        (tmp_path / f"a.{suffix}").write_text(text)
+    data = read_lengths([tmp_path / "a.txt", tmp_path / "a.md", tmp_path / "a.rst"], "text")
+    assert data.values == (3, 5, 4)
+    assert (data.unit, data.estimated) == ("tokens", True)
+    assert data.method.startswith("estimated: ")
+    assert "no tokenizer given" in data.method
+
+
+def test_a_tokenizer_counts_special_tokens_and_neither_cuts_nor_pads(tmp_path, tokenizer):
+    path = write_jsonl(tmp_path / "a.jsonl", *({"text": text} for text in TEXTS))
+    data = read_lengths([path], "text", tokenizer=str(tokenizer))
+    assert data.values == (3, 5, 4, 7)
+    assert (data.method, data.estimated) == (f"tokenizer {tokenizer}", False)
+    assert read_lengths([path], "text", tokenizer=str(tokenizer / "tokenizer.json")).values == data.values
+
+
+def test_more_documents_than_a_batch_keep_their_order(tmp_path, tokenizer):
+    path = write_jsonl(tmp_path / "a.jsonl", *({"text": "one " * n} for n in range(1, 601)))
+    data = read_lengths([path], "text", tokenizer=str(tokenizer))
+    assert data.values == tuple(n + 2 for n in range(1, 601))
+
+
+def test_a_folder_without_tokenizer_json_goes_to_transformers(tmp_path, tokenizer, monkeypatch):
+    (tmp_path / "a.txt").write_text("one twos three.")
+    folder = tmp_path / "vocabulary"
+    folder.mkdir()
+    numbers = Tokenizer.from_file(str(tokenizer / "tokenizer.json")).get_vocab()
+    (folder / "vocab.txt").write_text("\n".join(sorted(numbers, key=numbers.__getitem__)) + "\n")
+    (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "BertTokenizer", "model_max_length": 4}'
+    )
+    assert read_lengths([tmp_path / "a.txt"], "text", tokenizer=str(folder)).values == (7,)
+    (folder / "vocab.txt").unlink()
+    with pytest.raises(
+        DataError, match=r"the tokenizer '.*vocabulary' has no vocabulary; give a folder with"
+    ):
+        read_lengths([tmp_path / "a.txt"], "text", tokenizer=str(folder))
+
+
+def test_a_hub_tokenizer_that_cannot_be_had_is_one_clear_error(tmp_path, monkeypatch):
+    import transformers
+
+    asked = []
+
+    def refuse(source, **options):
+        asked.append((source, options.get("local_files_only", False)))
+        raise OSError("no\nconnection")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", refuse)
+    (tmp_path / "a.txt").write_text("one")
+    message = r"the tokenizer 'org/model' cannot be loaded \(no connection\); give a local folder"
+    with pytest.raises(DataError, match=message):
+        read_lengths([tmp_path / "a.txt"], "text", tokenizer="org/model")
+    assert asked == [("org/model", True), ("org/model", False)]
+
+
+def test_a_tokenizer_path_that_does_not_exist_is_not_looked_for_on_the_hub(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    with pytest.raises(InputError, match=r"there is no tokenizer at '\./none'; give a folder"):
+        read_lengths([tmp_path / "a.txt"], "text", tokenizer="./none")
+
+
+def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    with pytest.raises(
+        DataError, match=r"the tokenizer '.*a\.txt' cannot be loaded: .* expected a tokenizer"
+    ):
+        read_lengths([tmp_path / "a.txt"], "text", tokenizer=str(tmp_path / "a.txt"))
+
+
+def test_a_tokenizer_that_fails_on_a_document_is_named(tmp_path):
+    path = tmp_path / "word.json"
+    Tokenizer(models.WordLevel({"one": 0}, unk_token="[UNK]")).save(str(path))
+    with pytest.raises(DataError, match=r"the tokenizer '.*word\.json' failed on a document: .*UNK"):
+        load_tokenizer(str(path))(["two"])
+
+
+def test_a_document_without_a_token_is_skipped(tmp_path):
+    path = tmp_path / "bare.json"
+    bare = Tokenizer(models.WordLevel({"one": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    bare.normalizer = normalizers.BertNormalizer()
+    bare.pre_tokenizer = pre_tokenizers.Whitespace()
+    bare.save(str(path))
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.txt").write_text("\x00\x01")
+    data = read_lengths([tmp_path], "text", tokenizer=str(path))
+    assert (data.values, reasons(data)) == ((1,), [("b.txt", "the tokenizer makes no token of it")])
+
+
+def test_no_documents_have_no_lengths(tokenizer):
+    assert count_tokens([], str(tokenizer)) == ((), ())
+
+
+def test_text_that_is_not_utf8_or_empty_is_skipped_and_named(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone")
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "c.txt").write_bytes(b" \n")
+    (tmp_path / "d.md").touch()
+    data = read_lengths([tmp_path], "text")
+    assert data.values == (3,)
+    assert reasons(data) == [
+        ("b.txt", "not UTF-8 at byte 3"),
+        ("c.txt", "empty document"),
+        ("d.md", "empty document"),
+    ]
+
+
+def test_json_lines_that_cannot_be_used_are_named_by_line(tmp_path):
+    lines = [
+        b'{"text": "one two"}',
+        b"",
+        b'{"text": "one"',
+        b'{"text": "\xff"}',
+        b"[1]",
+        b'{"text": null}',
+        b'{"text": " "}',
+        b'{"text": 5}',
+        b'{"body": "one"}',
+        rb'{"text": "\ud800"}',
+        b"[" * 200_000,
+        b'{"text": "three"}',
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    data = read_lengths([tmp_path], "text")
+    assert data.values == (4, 3)
+    found = dict(reasons(data))
+    assert found.pop("a.jsonl:3").startswith("invalid JSON: ")
+    assert found.pop("a.jsonl:11").startswith("invalid JSON: ")
+    assert found == {
+        "a.jsonl:4": "not UTF-8 at byte 10",
+        "a.jsonl:5": "a JSON list, not an object",
+        "a.jsonl:6": "'text' is empty",
+        "a.jsonl:7": "'text' is empty",
+        "a.jsonl:8": "'text' holds int, not text",
+        "a.jsonl:9": "no field 'text'",
+        "a.jsonl:10": "'text' is not UTF-8",
+    }
+
+
+@pytest.mark.parametrize("records", [1, 1500])
+def test_a_field_that_no_json_record_has_is_an_error_naming_the_fields(tmp_path, records):
+    path = write_jsonl(tmp_path / "a.jsonl", *[{"body": "one", "id": 1}] * records)
+    with pytest.raises(
+        InputError, match=r"a\.jsonl has no column 'text'; name one that it has: 'body', 'id'"
+    ):
+        read_lengths([path], "text")
+    assert read_lengths([path], "text", column="body").count == records
+
+
+def test_csv_rows_are_read_by_column_with_quotes_and_line_breaks(tmp_path):
+    path = write_csv(
+        tmp_path / "a.csv", [["id", "text"], ["1", "one,\ntwo"], ["2", ""], ["3"], ["4", "three"]]
+    )
+    data = read_lengths([path], "text")
+    assert data.values == (5, 3)
+    assert reasons(data) == [("a.csv:4", "'text' is empty"), ("a.csv:5", "'text' is empty")]
+
+
+def test_csv_documents_longer_than_the_csv_module_allows_are_read(tmp_path):
+    path = write_csv(tmp_path / "a.csv", [["text"], ["one " * 100_000]])
+    limit = csv.field_size_limit()
+    assert read_lengths([path], "text").values == (100_002,)
+    assert csv.field_size_limit() == limit
+
+
+def test_csv_rows_that_are_not_utf8_or_badly_quoted_cost_themselves_alone(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b'text\ncaf\xe9\none\n"one"two\nthree\n"never closed\nand on\n')
+    data = read_lengths([tmp_path], "text")
+    assert data.values == (3, 3)
+    found = dict(reasons(data))
+    assert found.pop("a.csv:2") == "'text' is not UTF-8"
+    assert sorted(found) == ["a.csv:4", "a.csv:7"]
+    assert all(reason.startswith("invalid CSV: ") for reason in found.values())
+
+
+def test_csv_without_the_column_names_the_columns_it_has(tmp_path):
+    path = write_csv(tmp_path / "a.csv", [["id", "body"], ["1", "one"]])
+    with pytest.raises(InputError, match=r"a\.csv has no column 'text'; name one that it has: 'id', 'body'"):
+        read_lengths([path], "text")
+
+
+def test_tables_without_rows_are_skipped_and_named(tmp_path):
+    (tmp_path / "a.csv").touch()
+    (tmp_path / "b.csv").write_text("text\n")
+    (tmp_path / "c.jsonl").write_text("\n\n")
+    (tmp_path / "d.txt").write_text("one")
+    data = read_lengths([tmp_path], "text")
+    assert data.values == (3,)
+    assert reasons(data) == [("a.csv", "no records"), ("b.csv", "no records"), ("c.jsonl", "no records")]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())]
+)
+def test_parquet_rows_are_streamed_whatever_kind_of_text_the_column_is(tmp_path, kind):
+    rows = [*TEXTS, None, ""] * 500
+    plain = pa.array(rows, pa.binary() if kind == pa.binary() else pa.string())
+    table = pa.table({"id": pa.array(range(len(rows))), "text": plain.cast(kind)})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=700)
+    data = read_lengths([tmp_path / "a.parquet"], "text")
+    assert data.values == (3, 5, 4, 7) * 500
+    assert len(data.skipped) == 1000
+    assert reasons(data)[:2] == [("a.parquet:5", "'text' is empty"), ("a.parquet:6", "'text' is empty")]
+
+
+def test_parquet_column_names_may_hold_a_dot(tmp_path):
+    parquet.write_table(pa.table({"my.text": TEXTS}), tmp_path / "a.parquet")
+    assert read_lengths([tmp_path / "a.parquet"], "text", column="my.text").values == (3, 5, 4, 7)
+
+
+def test_a_parquet_row_that_is_not_utf8_costs_itself_alone(tmp_path):
+    parquet.write_table(pa.table({"text": pa.array([b"one", b"\xff", b"two"])}), tmp_path / "a.parquet")
+    data = read_lengths([tmp_path], "text")
+    assert (data.values, reasons(data)) == ((3, 3), [("a.parquet:2", "not UTF-8 at byte 0")])
+
+
+def test_parquet_without_the_column_or_with_numbers_in_it_is_an_error(tmp_path):
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"id": [1], "body": ["one"]}), path)
+    with pytest.raises(
+        InputError, match=r"a\.parquet has no column 'text'; name one that it has: 'id', 'body'"
+    ):
+        read_lengths([path], "text")
+    with pytest.raises(InputError, match=r"column 'id' of .*a\.parquet holds int64, not text"):
+        read_lengths([path], "text", column="id")
+
+
+def test_an_unreadable_parquet_file_is_skipped(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and nothing else")
+    (tmp_path / "b.txt").write_text("one")
+    data = read_lengths([tmp_path], "text")
+    assert data.values == (3,)
+    assert reasons(data)[0][0] == "a.parquet"
+    assert reasons(data)[0][1].startswith("unreadable Parquet: ")
+
+
+def test_a_column_needs_a_file_with_columns(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    with pytest.raises(InputError, match=r"the column 'body' needs a file with columns \(\.jsonl, \.csv"):
+        read_lengths([tmp_path], "text", column="body")
