@@ -1,3 +1,96 @@
-"""At what input length does an efficient Transformer become worth it, on your machine, for your data?"""
+"""At what input length does an efficient Transformer become worth it, on your machine, for your data?
+
+Names are imported when they are first used, so that `import tippingpoint` does not import PyTorch: reports and
+recommendations from results measured elsewhere do without it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from tippingpoint.analysis.recommend import Constraint, Recommendation
+    from tippingpoint.analysis.tipping_point import TippingPoint
+    from tippingpoint.attention.local import local_attention
+    from tippingpoint.data import LengthData, read_lengths
+    from tippingpoint.errors import (
+        AnswerError,
+        DataError,
+        InputError,
+        StoreError,
+        TippingPointError,
+        UnsupportedError,
+    )
+    from tippingpoint.measurement import Environment, Failure, Measurement
+    from tippingpoint.models.swap import swap_attention
+    from tippingpoint.profiling.session import profile
+    from tippingpoint.store import Store
+    from tippingpoint.study.recommend import recommend
+    from tippingpoint.study.run import StudyResult, find_tipping_point, run_study
+    from tippingpoint.workload import Study, Subject, Variant, Workload
+
+_HOMES = {
+    "analysis.recommend": ("Constraint", "Recommendation"),
+    "analysis.tipping_point": ("TippingPoint",),
+    "attention.local": ("local_attention",),
+    "data": ("LengthData", "read_lengths"),
+    "errors": (
+        "AnswerError",
+        "DataError",
+        "InputError",
+        "StoreError",
+        "TippingPointError",
+        "UnsupportedError",
+    ),
+    "measurement": ("Environment", "Failure", "Measurement"),
+    "models.swap": ("swap_attention",),
+    "profiling.session": ("profile",),
+    "store": ("Store",),
+    "study.recommend": ("recommend",),
+    "study.run": ("StudyResult", "find_tipping_point", "run_study"),
+    "workload": ("Study", "Subject", "Variant", "Workload"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AnswerError",
+    "Constraint",
+    "DataError",
+    "Environment",
+    "Failure",
+    "InputError",
+    "LengthData",
+    "Measurement",
+    "Recommendation",
+    "Store",
+    "StoreError",
+    "Study",
+    "StudyResult",
+    "Subject",
+    "TippingPoint",
+    "TippingPointError",
+    "UnsupportedError",
+    "Variant",
+    "Workload",
+    "__version__",
+    "find_tipping_point",
+    "local_attention",
+    "profile",
+    "read_lengths",
+    "recommend",
+    "run_study",
+    "swap_attention",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'tippingpoint' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tippingpoint.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

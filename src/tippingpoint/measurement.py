@@ -15,6 +15,9 @@ from tippingpoint.workload import Workload
 
 FAILURE_KINDS = ("out_of_memory", "timeout", "crashed", "unsupported")
 REPLICATES = 2000
+# A session is named ROOT (the pass that each subject runs alone), ROOT-GROUP (those timed together) or
+# ROOT-GROUP-batch (the same, each at its best batch size).
+BEST_BATCH = "-batch"
 # Below this many samples the bootstrap of a median cannot leave the observed range often enough to hold
 # 95 %: with n samples the widest interval it can give covers 1 - 2**(1 - n). Student's t takes over.
 _FEWEST_FOR_BOOTSTRAP = 8
@@ -256,6 +259,11 @@ class Failure:
 
 
 Outcome = Measurement | Failure
+
+
+def is_best_batch(outcome: Outcome) -> bool:
+    """Whether an outcome belongs to rounds in which every subject runs at its best batch size."""
+    return outcome.session.endswith(BEST_BATCH)
 
 
 def center_replicates(values: Sequence[float] | np.ndarray, seed: int = 0, count: int = REPLICATES) -> np.ndarray:

@@ -7,6 +7,10 @@ import re
 
 from tippingpoint.errors import InputError
 
+# The native unit of a length, by modality.
+UNITS = {"text": "tokens", "speech": "seconds", "vision": "pixels"}
+MODALITIES = tuple(UNITS)
+
 _BYTE_UNITS = {
     "b": 1,
     "kb": 10**3,
@@ -86,6 +90,8 @@ def _scaled(value: float, steps: list[tuple[float, str]]) -> str:
 
 def format_seconds(seconds: float) -> str:
     """Return "1.23 s", "45.6 ms" or "789 us"; from two minutes on, "2 m 05 s"."""
+    if seconds == 0:
+        return "0 s"
     if seconds >= 119.5:
         minutes, rest = divmod(round(seconds), 60)
         hours, minutes = divmod(minutes, 60)

@@ -81,9 +81,7 @@ class Variant:
         for pair in rest.split(",") if colon else ():
             key, equals, value = pair.partition("=")
             if not equals or not key or not value:
-                raise InputError(
-                    f"expected key=value after {name!r}, got {pair!r}; the whole is written {_GRAMMAR}"
-                )
+                raise InputError(f"expected key=value after {name!r}, got {pair!r}; the whole is written {_GRAMMAR}")
             options.append((key, _parse_value(value)))
         return cls(name, tuple(options))
 

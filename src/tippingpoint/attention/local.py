@@ -76,9 +76,7 @@ def local_attention(
     output = _blockwise(query, key, value, window, block, num_global, padding_mask, options)
     if num_global:
         everywhere = None if padding_mask is None else _rows_of_globals(padding_mask, num_global)
-        rows = F.scaled_dot_product_attention(
-            query[:, :, :num_global], key, value, attn_mask=everywhere, **options
-        )
+        rows = F.scaled_dot_product_attention(query[:, :, :num_global], key, value, attn_mask=everywhere, **options)
         output = torch.cat([rows, output[:, :, num_global:]], dim=2)
     return output
 

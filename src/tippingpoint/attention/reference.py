@@ -28,8 +28,8 @@ def masked_attention(
         [batch, heads, length, head_dim] in the query's dtype.
     """
     precise = torch.promote_types(query.dtype, torch.float32)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    scores = (query.to(precise) @ key.to(precise).transpose(-1, -2)) * scale
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = query.to(precise) @ key.to(precise).transpose(-1, -2) * factor
     weights = scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1)
     return (weights @ value.to(precise)).to(query.dtype)
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 from tippingpoint.errors import DataError, InputError
-from tippingpoint.units import format_length
-
-UNITS = {"text": "tokens", "speech": "seconds", "vision": "pixels"}
+from tippingpoint.units import UNITS, format_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +143,26 @@ class LengthData:
             counts[min(bisect.bisect_right(edges, value), len(counts)) - 1] += 1
         return list(zip(edges[:-1], edges[1:], counts, strict=True))
 
+    def truncated(self, length: float) -> LengthData:
+        """Return the data with longer items cut to `length`, as truncation would; the method says so.
+
+        Args:
+            length: In the native unit.
+
+        Raises:
+            InputError: If it is not positive.
+        """
+        if not 0 < length < math.inf:
+            raise InputError(f"the length to cut to must be positive, got {length:g}")
+        cut = sum(value > length for value in self.values)
+        if not cut:
+            return self
+        return replace(
+            self,
+            values=tuple(min(value, length) for value in self.values),
+            method=f"{self.method}; {cut:,} cut to {format_length(length, self.unit)}",
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain lists, strings, numbers and booleans that JSON can hold."""
         return {
@@ -176,9 +194,7 @@ class LengthData:
                 skipped=tuple(Skipped(str(row["path"]), str(row["reason"])) for row in record["skipped"]),
             )
         except KeyError as error:
-            raise DataError(
-                f"a record of lengths needs the field {error}; write it with to_dict()"
-            ) from error
+            raise DataError(f"a record of lengths needs the field {error}; write it with to_dict()") from error
         except InputError:
             raise
         except (TypeError, ValueError) as error:

@@ -82,8 +82,7 @@ def read_lengths(
         method = reader.method
     if not values:
         raise DataError(
-            f"no {modality} length could be read, {len(skipped):,} of {len(skipped):,} failed: "
-            f"{name_first(skipped)}"
+            f"no {modality} length could be read, {len(skipped):,} of {len(skipped):,} failed: {name_first(skipped)}"
         )
     return LengthData(
         modality=modality,

@@ -94,9 +94,7 @@ def load_tokenizer(name: str) -> Counter:
         return _tokenizers_counter(file, name)
     looks_like_path = name.startswith((".", "/", "~")) or name.endswith(".json") or name.count("/") > 1
     if looks_like_path and not os.path.isdir(path):
-        raise InputError(
-            f"there is no tokenizer at {name!r}; give a folder, a tokenizer.json file or a hub model id"
-        )
+        raise InputError(f"there is no tokenizer at {name!r}; give a folder, a tokenizer.json file or a hub model id")
     return _transformers_counter(path if os.path.isdir(path) else name, name)
 
 
@@ -106,9 +104,7 @@ def _tokenizers_counter(file: str, name: str) -> Counter:
     try:
         tokenizer = Tokenizer.from_file(file)
     except Exception as error:  # the library raises nothing narrower
-        raise DataError(
-            f"the tokenizer {name!r} cannot be loaded: {error}; expected a tokenizer.json"
-        ) from error
+        raise DataError(f"the tokenizer {name!r} cannot be loaded: {error}; expected a tokenizer.json") from error
     # A tokenizer.json can carry both, and would then report its own limit as the length.
     tokenizer.no_truncation()
     tokenizer.no_padding()

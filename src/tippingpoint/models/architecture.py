@@ -7,11 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tippingpoint.errors import InputError
-from tippingpoint.units import format_length
+from tippingpoint.units import UNITS, format_length
 from tippingpoint.workload import OptionValue, check_length
-
-UNITS = {"text": "tokens", "speech": "seconds", "vision": "pixels"}
-MODALITIES = tuple(UNITS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,6 @@ from tippingpoint.models import speech, text, vision
 from tippingpoint.models.architecture import Architecture, AttentionVariant, Option
 from tippingpoint.workload import OptionValue, Subject, Variant
 
-
 _Row = TypeVar("_Row", Architecture, AttentionVariant)
 
 
@@ -108,7 +107,7 @@ def _resolve_variant(variant: Variant, modality: str) -> Variant:
                 raise InputError(f"variant {row.name!r} takes no options, got {key!r}")
             raise unknown(f"option of {row.name!r}", key, row.options)
         option = row.options[key]
-        if type(value) is not option.kind or value < option.minimum:
+        if type(value) is not option.kind or isinstance(value, str) or value < option.minimum:
             kind = "a whole number" if option.kind is int else f"a {option.kind.__name__}"
             raise InputError(
                 f"{row.name}:{key} ({option.meaning}) must be {kind} of at least {option.minimum:g}, got {value!r}"
@@ -148,3 +147,10 @@ def modality_of(subjects: tuple[Subject, ...]) -> str:
         named = " and ".join(f"{subject} ({modality})" for modality, subject in by_modality.items())
         raise InputError(f"subjects of different modalities cannot be compared: {named}")
     return next(iter(by_modality))
+
+
+def is_vanilla(subject: Subject) -> bool:
+    """Whether a subject computes full attention, fused or not: something to be held against."""
+    if architecture_of(subject).efficient_attention:
+        return False
+    return all(VARIANTS[v.name].library_name in ("sdpa", "eager") for v in subject.variants if v.name in VARIANTS)

@@ -18,8 +18,9 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tippingpoint.errors import UnsupportedError
-from tippingpoint.models.architecture import MODALITIES, AttentionVariant
+from tippingpoint.models.architecture import AttentionVariant
 from tippingpoint.models.catalog import ARCHITECTURES, VARIANTS, resolve
+from tippingpoint.units import MODALITIES
 from tippingpoint.workload import OptionValue, Subject, Variant
 
 _PREFIX = "tippingpoint "
@@ -132,9 +133,7 @@ def _adapt(row: AttentionVariant, variant: Variant) -> Callable[..., tuple[Tenso
             )
         if others.get("position_bias") is not None or others.get("output_attentions"):
             raise UnsupportedError(f"'{variant}' has no dense scores to add a bias to or to give back")
-        output = function(
-            query, key, value, padding_mask=attention_mask, scale=scaling, dropout=dropout, **chosen
-        )
+        output = function(query, key, value, padding_mask=attention_mask, scale=scaling, dropout=dropout, **chosen)
         # The library's convention is [batch, length, heads, head_dim].
         return output.transpose(1, 2).contiguous(), None
 

@@ -37,7 +37,12 @@ VIT = Architecture(
     sizes={
         "base": {},
         "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
-        "tiny": {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128},
+        "tiny": {
+            "num_hidden_layers": 2,
+            "hidden_size": 64,
+            "num_attention_heads": 2,
+            "intermediate_size": 128,
+        },
     },
     fit=lambda config, length: {"image_size": int(length)},
     limit=lambda config: config["image_size"],

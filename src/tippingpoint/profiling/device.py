@@ -135,7 +135,7 @@ class CudaDevice:
         return now()
 
     def synchronize(self) -> None:
-        self._cuda.synchronize(self._device)  # noqa: TID251 (this is the one synchroniser)
+        self._cuda.synchronize(self._device)
 
     def time_block(self, call: Callable[[], None], calls: int) -> tuple[float, float]:
         begin = self._cuda.Event(enable_timing=True)
@@ -178,9 +178,7 @@ class FakeDevice:
     name = "fake"
     memory_method = "scripted"
 
-    def __init__(
-        self, durations: Iterable[float] = (), peaks: Iterable[int] = (), available: int = 2**40
-    ) -> None:
+    def __init__(self, durations: Iterable[float] = (), peaks: Iterable[int] = (), available: int = 2**40) -> None:
         self._durations = iter(durations)
         self._peaks = iter(peaks)
         self._clock = 0.0

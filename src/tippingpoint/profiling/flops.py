@@ -1,8 +1,9 @@
 """Floating-point operations of a call, and which operators it really ran.
 
 Counting is PyTorch's FlopCounterMode with the formulas it lacks or has wrong: in torch 2.13 fused attention on
-the CPU counts as 0, and the backward pass of a grouped convolution by too much. One multiply-add is 2 FLOPs. Element-wise work, normalisation and softmax are not counted, as is
-usual; operators that multiply matrices and have no formula are listed.
+the CPU counts as 0, and the backward pass of a grouped convolution by too much. One multiply-add is 2 FLOPs.
+Element-wise work, normalisation and softmax are not counted, as is usual; operators that multiply matrices and
+have no formula are listed.
 """
 
 from __future__ import annotations

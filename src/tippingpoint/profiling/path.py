@@ -45,9 +45,7 @@ def observe_attention() -> Iterator[Counter[str]]:
         table.update(original)
 
 
-def describe_path(
-    workload: Workload, subject: LiveSubject, functions: Counter[str], operators: Counter[str]
-) -> str:
+def describe_path(workload: Workload, subject: LiveSubject, functions: Counter[str], operators: Counter[str]) -> str:
     """Return the attention path of a call in words.
 
     Args:
@@ -86,9 +84,7 @@ def check_variants(workload: Workload) -> None:
     """
     dtype = getattr(torch, workload.dtype)
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (
-        torch.randn(_GATE_SHAPE, generator=generator).to(workload.device, dtype) for _ in range(3)
-    )
+    query, key, value = (torch.randn(_GATE_SHAPE, generator=generator).to(workload.device, dtype) for _ in range(3))
     padding_mask = torch.ones(_GATE_SHAPE[0], _GATE_LENGTH, dtype=torch.bool, device=workload.device)
     padding_mask[1, _GATE_LENGTH // 2 :] = False
     for variant in workload.subject.variants:

@@ -43,7 +43,7 @@ class Zygote:
         # NumPy's OpenBLAS would start its threads on import; workers use PyTorch's own pool.
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
         environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tippingpoint.profiling.zygote", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
@@ -114,7 +114,7 @@ class WorkerProcess:
     def __init__(self, device: str, threads: int, *, timeout_s: float | None = None) -> None:
         self._zygote = Zygote.get()
         self._timeout_s = timeout_s
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._oom_kills = _count_oom_kills()
         ours, theirs = socket.socketpair()
         with theirs:

@@ -1,9 +1,9 @@
 """Paired rounds: every arm is timed once in each round, in random order, then in the mirrored order.
 
-    round 0   A C B        Drift of a shared machine that is linear over two rounds cancels in the log-ratio
-    round 1   B C A        of any two arms; each round gives one ratio for each pair.
-    round 2   C A B
-    ...
+round 0   A C B        Drift of a shared machine that is linear over two rounds cancels in the log-ratio
+round 1   B C A        of any two arms; each round gives one ratio for each pair.
+round 2   C A B
+...
 """
 
 from __future__ import annotations

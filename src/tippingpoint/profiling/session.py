@@ -1,8 +1,8 @@
 """Measure workloads side by side: memory and path of each one alone, then latency of all in paired rounds.
 
-    for each workload   fork | build | peak memory | path, oracle, FLOPs | exit
-    then together       fork | build | warm up |  A . B  B . A  ...  | exit     (parent asleep on a socket)
-    throughput          batch doubled until it no longer pays | paired rounds at the best batch
+for each workload   fork | build | peak memory | path, oracle, FLOPs | exit
+then together       fork | build | warm up |  A . B  B . A  ...  | exit     (parent asleep on a socket)
+throughput          batch doubled until it no longer pays | paired rounds at the best batch
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tippingpoint.measurement import Environment, Failure, Measurement, Memory, Outcome, Sample
+from tippingpoint.measurement import BEST_BATCH, Environment, Failure, Measurement, Memory, Outcome, Sample
 from tippingpoint.models.catalog import architecture_of, check_subject
 from tippingpoint.profiling.device import available_memory, now
 from tippingpoint.profiling.environment import usable_cores
@@ -73,9 +73,11 @@ class _Arm:
         self.workload = workload
         self.architecture = architecture_of(workload.subject)
         self.name = str(workload.subject)
+        self.batch_size = workload.batch_size
         self.alone: _Alone | None = None
         self.outcomes: list[Outcome] = []
         self.batch_curve: dict[int, float] = {}
+        self.largest_batch = MAX_BATCH_SIZE
         self.worker: WorkerProcess | None = None
 
     @property
@@ -163,7 +165,7 @@ def measure_together(
     *,
     baselines: int = 1,
     effort: Effort | None = None,
-    throughput: bool = False,
+    largest_batches: Sequence[int | None] | None = None,
     known: Sequence[KnownPoints] | None = None,
     progress: Progress | None = None,
 ) -> list[Outcome]:
@@ -173,7 +175,8 @@ def measure_together(
         workloads: What to measure; the first `baselines` of them are what the others are held against.
         baselines: How many of the workloads are baselines.
         effort: When to stop.
-        throughput: Also look for each one's best batch size and measure there.
+        largest_batches: For each workload, the largest batch size to try (None: 256) in looking for the one
+            with the best throughput; None does not look.
         known: For each workload, the memory that shorter lengths of its subject needed.
         progress: Called with one line at a time.
 
@@ -187,13 +190,15 @@ def measure_together(
     say = progress or (lambda line: logger.info("%s", line))
     session = uuid.uuid4().hex[:12]
     arms = [_Arm(resolve_workload(workload)) for workload in workloads]
+    for arm, limit in zip(arms, largest_batches or [None] * len(arms), strict=True):
+        arm.largest_batch = limit or MAX_BATCH_SIZE
     for arm, points in zip(arms, known or [()] * len(arms), strict=True):
         say(f"{arm.name}: peak memory, FLOPs and what really runs")
         with contextlib.suppress(WorkerError):
             arm.alone = _measure_alone(arm, points, effort, session)
     compared = {arm.name for arm in arms[:baselines]}
     for number, group in enumerate(_groups_that_fit([arm for arm in arms if arm.alone], compared)):
-        _measure_group(group, compared, effort, f"{session}-{number}", throughput, say)
+        _measure_group(group, compared, effort, f"{session}-{number}", say, throughput=largest_batches is not None)
     return [arm.outcomes[0] for arm in arms] + [late for arm in arms for late in arm.outcomes[1:]]
 
 
@@ -210,9 +215,7 @@ def _measure_alone(arm: _Arm, known: KnownPoints, effort: Effort, session: str) 
     arm.outcomes.clear()
     points: list[tuple[int, int]] = []
     for share in _PROBE_SHARES:
-        shorter = _Arm(
-            arm.workload.replace(length=arm.architecture.nearest_legal(arm.workload.length / share))
-        )
+        shorter = _Arm(arm.workload.replace(length=arm.architecture.nearest_legal(arm.workload.length / share)))
         try:
             alone = _inspect(shorter, points, effort, session)
         except WorkerError as error:
@@ -254,7 +257,7 @@ def _groups_that_fit(arms: list[_Arm], baselines: set[str]) -> Iterator[list[_Ar
 
 
 def _measure_group(
-    arms: list[_Arm], baselines: set[str], effort: Effort, session: str, throughput: bool, say: Progress
+    arms: list[_Arm], baselines: set[str], effort: Effort, session: str, say: Progress, *, throughput: bool
 ) -> None:
     """Time arms that are alive together, then look for their best batch sizes."""
     with ExitStack() as stack:
@@ -269,14 +272,14 @@ def _measure_group(
         alive = _time(alive, baselines, effort, session)
         if not throughput:
             return
-        session = f"{session}-batch"
+        session += BEST_BATCH
         for arm in list(alive):
             say(f"{arm.name}: best batch size")
             with contextlib.suppress(WorkerError):
                 _set_best_batch_size(arm, session)
                 continue
             alive.remove(arm)
-        if any(len(arm.batch_curve) > 1 and arm.workload.batch_size > 1 for arm in alive):
+        if any(arm.workload.batch_size != arm.batch_size for arm in alive):
             say(f"throughput of {', '.join(f'{arm.name} (batch {arm.workload.batch_size})' for arm in alive)}")
             _time(alive, baselines, effort, session)
 
@@ -349,13 +352,13 @@ def _measurement(
 def _set_best_batch_size(arm: _Arm, session: str) -> None:
     """Double an arm's batch while that gives at least 5 % more throughput and fits; leave it at the best."""
     assert arm.alone is not None
-    base = arm.workload.batch_size
+    base = arm.batch_size
     measured = arm.outcomes[0]
     assert isinstance(measured, Measurement)
     arm.batch_curve[base] = measured.sequences_per_s
     best = base
     per_sequence = arm.alone.memory.call_bytes / base
-    while best * 2 <= MAX_BATCH_SIZE:
+    while best * 2 <= arm.largest_batch:
         size = best * 2
         if size * per_sequence > SAFE_SHARE * arm.ask(session, "available_bytes"):
             break
@@ -370,3 +373,4 @@ def _set_best_batch_size(arm: _Arm, session: str) -> None:
         best = size
     arm.workload = arm.workload.replace(batch_size=best)
     arm.ask(session, "set_batch_size", best)
+    arm.outcomes[0] = replace(measured, batch_curve=tuple(sorted(arm.batch_curve.items())))

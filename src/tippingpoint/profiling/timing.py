@@ -1,7 +1,7 @@
 """Warm-up and timed blocks of one subject, inside its worker.
 
-    warm up:  first call (cold) | calls until two halves agree, or a cap
-    a block:  [ synchronise | call call call | synchronise ]  long enough for the clock, collector off
+warm up:  first call (cold) | calls until two halves agree, or a cap
+a block:  [ synchronise | call call call | synchronise ]  long enough for the clock, collector off
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ def _halves_agree(times: Sequence[float]) -> bool:
         return False
     if len(early) < 4:
         return True
-    return all(
-        _within(early[len(early) * q // 4], late[len(late) * q // 4], _QUARTILES_AGREE) for q in (1, 3)
-    )
+    return all(_within(early[len(early) * q // 4], late[len(late) * q // 4], _QUARTILES_AGREE) for q in (1, 3))
 
 
 def _within(first: float, second: float, share: float) -> bool:

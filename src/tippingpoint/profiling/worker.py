@@ -158,6 +158,10 @@ class Worker:
         assert self._call is not None, "warm up first"
         return self.device.time_block(self._call, calls)
 
+    def memory_facts(self) -> tuple[str, int]:
+        """Return how peak memory is read here, and the bytes that are free on the device."""
+        return self.device.memory_method, self.device.available_bytes()
+
     def available_bytes(self) -> int:
         """Return bytes that could still be taken on the device."""
         return self.device.available_bytes()

@@ -1,0 +1,1 @@
+"""What measurements mean: tipping points, cost over a person's own lengths, a recommendation. No torch."""

@@ -1,0 +1,145 @@
+"""A variant held against a baseline, length by length: the observations that tipping points rest on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tippingpoint.measurement import (
+    BEST_BATCH,
+    REPLICATES,
+    Failure,
+    Measurement,
+    Outcome,
+    center_replicates,
+    is_best_batch,
+    paired_log_ratios,
+)
+from tippingpoint.workload import Subject
+
+# Peak memory is read once; known allocations are measured within this share (tests/profiling).
+MEMORY_TOLERANCE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonPoint:
+    """What was seen at one length.
+
+    Attributes:
+        length: In the native unit.
+        log_ratios: log(cost of baseline / cost of variant), one for each round; positive where the variant is
+            better. A single value for what has no noise (peak memory).
+        tolerance: Half-width of the 95 % interval of a single value, on the scale of the logarithm.
+        censored: +1 if only the baseline ran out of memory (the variant wins), -1 if only the variant did,
+            0 otherwise.
+    """
+
+    length: float
+    log_ratios: tuple[float, ...] = ()
+    tolerance: float = 0.0
+    censored: int = 0
+
+    def replicates(self) -> np.ndarray:
+        """Return bootstrap replicates of the log-ratio, [count]; infinite where memory ran out."""
+        if self.censored:
+            return np.full(REPLICATES, self.censored * math.inf)
+        values = center_replicates(self.log_ratios)
+        if self.tolerance:
+            values = values + self.tolerance / 1.96 * np.random.default_rng(0).standard_normal(values.size)
+        return values
+
+    @property
+    def ratio(self) -> float:
+        """How many times better the variant is: median of baseline cost over variant cost."""
+        return math.exp(float(np.median(self.replicates())))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the ratio."""
+        low, high = np.percentile(self.replicates(), [2.5, 97.5], method="nearest")
+        return math.exp(low), math.exp(high)
+
+    @property
+    def sign(self) -> int:
+        """+1 or -1 where the 95 % interval says who is better, 0 where it does not."""
+        low, high = self.interval
+        return 1 if low > 1 else -1 if high < 1 else 0
+
+
+def comparison_points(
+    outcomes: Iterable[Outcome],
+    baseline: Subject,
+    variant: Subject,
+    *,
+    metric: str,
+    phase: str,
+    batch_size: int = 1,
+) -> list[ComparisonPoint]:
+    """Return what is known of a pair at each length, shortest first.
+
+    Only outcomes of one interleaved session are paired. Lengths at which either failed for another reason than
+    memory, or both ran out of it, say nothing and are left out.
+
+    Args:
+        outcomes: Of one environment.
+        baseline: The subject to beat.
+        variant: The subject that may be better.
+        metric: "latency", "throughput" or "peak_memory".
+        phase: "inference" or "training".
+        batch_size: Of latency and peak memory; throughput is at each one's best batch size.
+    """
+    groups: dict[tuple[float, str], dict[Subject, Outcome]] = {}
+    lost: dict[tuple[float, str], dict[Subject, Outcome]] = {}
+    for outcome in outcomes:
+        workload = outcome.workload
+        if workload.phase != phase or workload.subject not in (baseline, variant):
+            continue
+        root, _, group = outcome.session.partition("-")
+        if not group:
+            # It failed in the pass that each subject runs alone, before any group was timed.
+            lost.setdefault((workload.length, root), {})[workload.subject] = outcome
+        elif metric == "throughput" or (workload.batch_size == batch_size and not is_best_batch(outcome)):
+            groups.setdefault((workload.length, outcome.session), {})[workload.subject] = outcome
+    found: dict[float, dict[str, ComparisonPoint]] = {}
+    for (length, session), arms in groups.items():
+        arms = {**lost.get((length, session.partition("-")[0]), {}), **arms}
+        point = _point(length, arms.get(baseline), arms.get(variant), metric)
+        if point:
+            found.setdefault(length, {})[session] = point
+    points = []
+    for _, by_session in sorted(found.items()):
+        chosen = list(by_session.values())
+        if metric == "throughput":
+            at_best = [p for session, p in by_session.items() if session.endswith(BEST_BATCH)]
+            chosen = at_best or chosen
+        points.append(_pooled(chosen))
+    return points
+
+
+def _pooled(points: list[ComparisonPoint]) -> ComparisonPoint:
+    """Put several sessions at one length together; a length that once ran out of memory is censored."""
+    censored = next((point for point in points if point.censored), None)
+    if censored:
+        return censored
+    if len(points[0].log_ratios) == 1:
+        return points[-1]
+    return ComparisonPoint(points[0].length, tuple(value for point in points for value in point.log_ratios))
+
+
+def _point(length: float, baseline: Outcome | None, variant: Outcome | None, metric: str) -> ComparisonPoint | None:
+    out = [isinstance(arm, Failure) and arm.kind == "out_of_memory" for arm in (baseline, variant)]
+    if isinstance(baseline, Measurement) and isinstance(variant, Measurement):
+        if metric != "peak_memory":
+            return ComparisonPoint(length, tuple(paired_log_ratios(baseline, variant).tolist()))
+        if baseline.memory and variant.memory:
+            ratio = math.log(baseline.memory.peak_bytes / variant.memory.peak_bytes)
+            return ComparisonPoint(length, (ratio,), tolerance=MEMORY_TOLERANCE)
+        return None
+    if out[0] and isinstance(variant, Measurement):
+        return ComparisonPoint(length, censored=1)
+    if out[1] and isinstance(baseline, Measurement):
+        return ComparisonPoint(length, censored=-1)
+    return None

@@ -1,0 +1,75 @@
+"""The command line: each verb is one library call plus formatting.
+
+Data goes to stdout, progress and warnings to stderr. Exit code 0: done; 1: the answer could not be had; 2: the
+command was not legal.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; errors become one sentence on stderr.
+
+    Args:
+        arguments: Without the program's name; those of the process by default.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    if debug:
+        given = [argument for argument in given if argument != "--debug"]
+        _log_everything()
+    # Typer and Click are imported here, so that importing this module costs nothing.
+    import click
+
+    from tippingpoint.cli.app import app
+    from tippingpoint.errors import TippingPointError
+
+    try:
+        app(given, prog_name="tippingpoint", standalone_mode=False)
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+    except click.exceptions.Abort:
+        return _complain("interrupted", 1)
+    except click.ClickException as error:
+        if debug:
+            raise
+        context = getattr(error, "ctx", None)
+        hint = f" (see `{context.command_path} --help`)" if context else ""
+        return _complain(f"{' '.join(error.format_message().split())}{hint}", 2)
+    except TippingPointError as error:
+        if debug:
+            raise
+        return _complain(" ".join(str(error).split()), error.exit_code)
+    except KeyboardInterrupt:
+        return _complain("interrupted; what was measured before is kept in the store", 1)
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does; there is nobody left to complain to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if debug:
+            raise
+        return _complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
+    return 0
+
+
+def _complain(message: str, code: int) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return code
+
+
+def _log_everything() -> None:
+    import logging
+
+    logging.basicConfig(level=logging.DEBUG, format="%(name)s: %(message)s", stream=sys.stderr)
+    for noisy in ("filelock", "urllib3", "httpcore", "httpx", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def run() -> None:
+    """Run the command line and leave the process."""
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""`tippingpoint doctor`: the machine, and what could disturb a measurement on it."""
+
+from __future__ import annotations
+
+from tippingpoint.cli.options import Device, Json, Threads
+
+
+def command(device: Device = "cpu", threads: Threads = None, json: Json = False) -> None:
+    """Show machine and versions, find what could disturb a measurement, and say what to do about it.
+
+    Example: tippingpoint doctor
+    """
+    from tippingpoint.cli.output import show, show_json
+    from tippingpoint.profiling.doctor import examine
+
+    report = examine(device, threads)
+    if json:
+        show_json(report)
+        return
+    for name, value in report.facts:
+        show(f"{name:<18} {value}")
+    show("")
+    for finding in report.findings:
+        show(f"{finding.level}: {finding.what}")
+        if finding.advice:
+            show(f"    {finding.advice}")

@@ -1,0 +1,33 @@
+"""Where output goes: data to stdout, progress to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+# Wide enough for every table where the output is not a terminal that says how wide it is.
+_WIDTH = 140
+
+
+def show(*renderables: RenderableType) -> None:
+    """Print tables and text to stdout."""
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    for renderable in renderables:
+        # A sentence is left to the terminal to wrap, so that a pipe gets it as one line.
+        console.print(renderable, soft_wrap=isinstance(renderable, str), markup=False)
+
+
+def show_json(record: Any) -> None:
+    """Print a record to stdout as JSON."""
+    from tippingpoint.report.records import plain
+
+    sys.stdout.write(json.dumps(plain(record), indent=2, allow_nan=False) + "\n")
+
+
+def progress(line: str) -> None:
+    """Print one line to stderr; nothing is redrawn while something is timed."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,200 @@
+"""What could disturb a measurement on this machine, and what to do about it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tippingpoint.measurement import Environment
+from tippingpoint.profiling.device import available_memory, now, quiet
+from tippingpoint.profiling.environment import usable_cores
+from tippingpoint.profiling.process import WorkerProcess
+from tippingpoint.units import format_bytes, format_percent, format_seconds
+
+_BLOCKS = 60
+_BLOCK_S = 0.02
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something seen: level "ok" or "warning", and for a warning what to do."""
+
+    level: str
+    what: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """Facts about machine and versions, and findings."""
+
+    facts: tuple[tuple[str, str], ...]
+    findings: tuple[Finding, ...]
+    environment: Environment
+
+
+def examine(device: str = "cpu", threads: int | None = None) -> Examination:
+    """Look at the machine as it is now.
+
+    Args:
+        device: Where measurements are to run.
+        threads: CPU threads; all usable cores by default.
+
+    Raises:
+        InputError: If the device is not there.
+    """
+    begin = now()
+    with WorkerProcess(device, threads or usable_cores()) as worker:
+        environment = worker.environment
+        memory_method, free = worker.ask("memory_facts")
+    start_s = now() - begin
+    facts = (
+        ("CPU", f"{environment.cpu_model}, {environment.cores} usable cores, {environment.cpu_capability}"),
+        ("memory", f"{format_bytes(environment.memory_bytes)}, {format_bytes(available_memory())} free"),
+        (
+            "device",
+            f"{environment.device_name} {environment.driver}".strip() + f", {format_bytes(free)} free",
+        ),
+        ("threads", str(environment.threads)),
+        ("system", environment.platform),
+        ("Python", environment.python),
+        ("PyTorch", environment.torch),
+        ("Transformers", environment.transformers),
+        ("tippingpoint", environment.tippingpoint),
+        ("peak memory by", memory_method),
+        ("measuring process", f"ready in {format_seconds(start_s)}"),
+        ("fingerprint", environment.fingerprint),
+    )
+    checks = (_load(), _noise(), _steal(), _governor(), _quota(), _variables(), _swap(), _disk(), _memory())
+    return Examination(facts, tuple(finding for finding in checks if finding), environment)
+
+
+def _load() -> Finding:
+    load = os.getloadavg()[0]
+    share = load / usable_cores()
+    text = f"load average {load:.2f} on {usable_cores()} cores"
+    if share > 0.25:
+        return Finding("warning", text, "something else is computing: stop it, or wait, before measuring")
+    return Finding("ok", text)
+
+
+def _noise() -> Finding:
+    """Time a small matrix product again and again: its spread is the least noise to expect."""
+    matrix = np.ones((128, 128), dtype=np.float32)
+    begin = now()
+    np.dot(matrix, matrix)
+    calls = max(1, int(_BLOCK_S / max(now() - begin, 1e-6)))
+    blocks = []
+    with quiet():
+        for _ in range(_BLOCKS):
+            begin = now()
+            for _ in range(calls):
+                np.dot(matrix, matrix)
+            blocks.append(now() - begin)
+    low, _, high = statistics.quantiles(blocks, n=4)
+    spread = (high - low) / statistics.median(blocks)
+    text = f"a small matrix product varies by {format_percent(spread)} (interquartile range over median)"
+    if spread > 0.05:
+        return Finding(
+            "warning",
+            text,
+            "the machine is noisy: give measurements a larger --budget, and expect wide intervals",
+        )
+    return Finding("ok", text)
+
+
+def _cpu_times() -> list[int] | None:
+    path = Path("/proc/stat")
+    if not path.exists():
+        return None
+    return [int(value) for value in path.read_text().splitlines()[0].split()[1:]]
+
+
+def _steal() -> Finding | None:
+    times = _cpu_times()
+    if times is None or len(times) < 8:
+        return None
+    share = times[7] / max(1, sum(times[:8]))
+    if share > 0.01:
+        return Finding(
+            "warning",
+            f"{format_percent(share)} of CPU time since boot was taken by other virtual machines",
+            "this machine is shared: measure at a quiet hour, or on dedicated hardware",
+        )
+    return Finding("ok", "no CPU time is taken by other virtual machines")
+
+
+def _governor() -> Finding | None:
+    path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    if not path.exists():
+        return None
+    governor = path.read_text().strip()
+    if governor != "performance":
+        return Finding(
+            "warning",
+            f"the CPU frequency governor is '{governor}'",
+            "clocks change while measuring: `sudo cpupower frequency-set -g performance`",
+        )
+    return Finding("ok", "the CPU frequency governor is 'performance'")
+
+
+def _quota() -> Finding | None:
+    path = Path("/sys/fs/cgroup/cpu.max")
+    if not path.exists():
+        return None
+    quota, period = path.read_text().split()
+    if quota != "max" and int(quota) / int(period) < usable_cores():
+        return Finding(
+            "warning",
+            f"this container may use {int(quota) / int(period):.1f} cores of time, and sees {usable_cores()}",
+            "it will be throttled in the middle of a call: use --threads with at most that number",
+        )
+    return None
+
+
+def _variables() -> Finding | None:
+    found = [f"{name}={os.environ[name]}" for name in _THREAD_VARIABLES if name in os.environ]
+    if found:
+        return Finding(
+            "warning",
+            f"the environment sets {', '.join(found)}",
+            "threads are set with --threads; unset these so that they do not interfere",
+        )
+    return None
+
+
+def _swap() -> Finding | None:
+    path = Path("/proc/meminfo")
+    if not path.exists():
+        return None
+    fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in path.read_text().splitlines()}
+    used = fields.get("SwapTotal", 0) - fields.get("SwapFree", 0)
+    if used > 2**28:
+        return Finding(
+            "warning", f"{format_bytes(used)} are swapped out", "close other programs: swapping ruins timings"
+        )
+    return None
+
+
+def _disk() -> Finding | None:
+    free = shutil.disk_usage(".").free
+    if free < 2**28:
+        return Finding("warning", f"only {format_bytes(free)} of disk are free here", "make room for the store")
+    return None
+
+
+def _memory() -> Finding | None:
+    free = available_memory()
+    if free < 2**32:
+        return Finding(
+            "warning",
+            f"only {format_bytes(free)} of memory are free",
+            "long inputs will be refused; close other programs",
+        )
+    return None

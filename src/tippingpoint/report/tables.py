@@ -1,0 +1,181 @@
+"""Tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from tippingpoint.analysis.recommend import ITEMS, Recommendation
+from tippingpoint.analysis.tipping_point import TippingPoint
+from tippingpoint.data import LengthData
+from tippingpoint.measurement import Failure, Measurement, Outcome, is_best_batch
+from tippingpoint.models.catalog import architecture_of
+from tippingpoint.units import (
+    format_bytes,
+    format_count,
+    format_length,
+    format_percent,
+    format_rate,
+    format_seconds,
+)
+from tippingpoint.workload import Subject
+
+_BAR_WIDTH = 30
+_PERCENTILES = (5, 25, 50, 75, 95, 99)
+
+
+def plain_table(title: str, *columns: str, left: int = 1) -> Table:
+    """Return a table whose first `left` columns are text and the others numbers."""
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < left else "right", no_wrap=number >= left)
+    return table
+
+
+def lengths_table(data: LengthData) -> Table:
+    """Return the distribution of a data set's lengths, as a histogram with the share up to each bin's end."""
+    table = plain_table(
+        f"Lengths of {data.count:,} {ITEMS[data.modality]}", "from", "to", "items", "up to here", "", left=0
+    )
+    bins = data.histogram()
+    most = max(count for _, _, count in bins)
+    total = 0
+    for low, high, count in bins:
+        total += count
+        bar = "█" * round(_BAR_WIDTH * count / most) or ("▏" if count else "")
+        table.add_row(
+            format_length(low, data.unit),
+            format_length(high, data.unit),
+            f"{count:,}",
+            format_percent(total / data.count),
+            Text(bar, style="cyan"),
+        )
+    table.columns[-1].justify = "left"
+    return table
+
+
+def percentiles_line(data: LengthData) -> str:
+    """Return the percentiles of a data set's lengths in one line, and how they were had in another."""
+    parts = [f"{p} % {format_length(data.percentile(p), data.unit)}" for p in _PERCENTILES]
+    longest = format_length(data.maximum, data.unit)
+    return f"at most: {', '.join(parts)}; longest {longest}\nlengths are {data.method}"
+
+
+def measurements_table(outcomes: Iterable[Outcome], subjects: Sequence[Subject], phase: str) -> Table:
+    """Return latency, throughput and peak memory of every subject by length, failures included."""
+    table = plain_table(
+        f"Measured ({phase})",
+        "length",
+        "subject",
+        "positions",
+        "latency",
+        "95 %",
+        "throughput",
+        "at batch",
+        "peak memory",
+        "FLOPs",
+        left=2,
+    )
+    latest: dict[tuple[float, Subject, bool], Outcome] = {}
+    for outcome in outcomes:
+        workload = outcome.workload
+        if workload.phase == phase:
+            latest[workload.length, workload.subject, is_best_batch(outcome)] = outcome
+    lengths = sorted({length for length, _, _ in latest})
+    for length in lengths:
+        for subject in subjects:
+            first = latest.get((length, subject, False))
+            if first is None:
+                continue
+            unit = architecture_of(subject).unit
+            shown = format_length(length, unit)
+            if isinstance(first, Failure):
+                table.add_row(shown, str(subject), f"{first.positions:,}", Text(first.kind.replace("_", " "), "red"))
+                continue
+            best = latest.get((length, subject, True), first)
+            best = best if isinstance(best, Measurement) else first
+            low, high = first.latency_interval_s
+            padded = first.executed_positions != first.positions
+            table.add_row(
+                shown,
+                str(subject),
+                f"{first.positions:,}" + (f" -> {first.executed_positions:,}" if padded else ""),
+                format_seconds(first.latency_s),
+                f"+-{format_percent((high - low) / 2 / first.latency_s)}",
+                f"{format_rate(best.sequences_per_s)}/s",
+                str(best.workload.batch_size),
+                format_bytes(first.memory.peak_bytes) if first.memory else "",
+                format_count(first.flops.total) if first.flops else "",
+            )
+        if length != lengths[-1]:
+            table.add_section()
+    return table
+
+
+def tipping_points_table(points: Iterable[TippingPoint]) -> Table:
+    """Return verdicts with intervals, one row for each pair, metric and phase."""
+    table = plain_table(
+        "Tipping points",
+        "phase",
+        "metric",
+        "variant",
+        "against",
+        "verdict",
+        "from",
+        "95 %",
+        "positions",
+        left=5,
+    )
+    for point in points:
+        start = interval = positions = ""
+        if point.length is not None and point.interval is not None:
+            start = format_length(point.length, point.unit)
+            interval = " to ".join(format_length(end, point.unit).split(" ")[0] for end in point.interval)
+            positions = f"{point.positions:,}"
+        verdict = point.verdict
+        if verdict in ("never", "undecided") and point.points:
+            verdict += f" (up to {format_length(point.measured_range[1], point.unit)})"
+        elif verdict == "always" and point.points:
+            verdict += f" (from {format_length(point.measured_range[0], point.unit)})"
+        style = {"crosses": "green", "always": "green", "undecided": "yellow"}.get(point.verdict, "")
+        table.add_row(
+            point.phase,
+            point.metric.replace("_", " "),
+            str(point.variant),
+            str(point.baseline),
+            Text(verdict, style=style),
+            start,
+            interval,
+            positions,
+        )
+    return table
+
+
+def candidates_table(answer: Recommendation) -> Table:
+    """Return what each candidate would cost on the person's data."""
+    cost = {
+        "latency": "mean latency",
+        "throughput": "mean time at best batch",
+        "peak_memory": "memory at longest",
+    }[answer.objective]
+    table = plain_table(
+        "On your data", "candidate", cost, "95 %", "latency at 95th pct", "memory at longest", "remark"
+    )
+    table.columns[-1].justify = "left"
+    table.columns[-1].no_wrap = False
+    show = format_bytes if answer.objective == "peak_memory" else format_seconds
+    for row in answer.candidates:
+        interval = "" if row.interval is None else " to ".join(show(end) for end in row.interval)
+        table.add_row(
+            Text(str(row.subject), style="bold green" if row.subject == answer.choice else ""),
+            "" if row.cost is None else show(row.cost),
+            interval,
+            "" if row.latency_95_s is None else format_seconds(row.latency_95_s),
+            "" if row.peak_bytes is None else format_bytes(row.peak_bytes),
+            row.excluded or ("recommended" if row.subject == answer.choice else ""),
+        )
+    return table

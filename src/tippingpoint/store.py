@@ -1,0 +1,308 @@
+"""Results in one SQLite file: versioned, crash-safe, raw samples never thrown away.
+
+A session's outcomes are written in one transaction as soon as they exist, so a study that is killed loses at
+most the session it was in. Environments are stored once each.
+
+Schema history
+    1   sessions, environments, outcomes
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from tippingpoint.errors import StoreError
+from tippingpoint.measurement import Environment, Failure, Measurement, Outcome
+
+SCHEMA_VERSION = 1
+# "tipp": tells our files from other programs' SQLite files
+_APPLICATION_ID = 0x74697070
+
+_SCHEMA = f"""
+PRAGMA application_id = {_APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+CREATE TABLE sessions (
+    id INTEGER PRIMARY KEY,
+    study TEXT NOT NULL,
+    measured_at TEXT NOT NULL,
+    seconds REAL NOT NULL
+);
+CREATE TABLE environments (
+    fingerprint TEXT PRIMARY KEY,
+    record TEXT NOT NULL
+);
+CREATE TABLE outcomes (
+    id INTEGER PRIMARY KEY,
+    session INTEGER NOT NULL REFERENCES sessions(id),
+    environment TEXT NOT NULL REFERENCES environments(fingerprint),
+    status TEXT NOT NULL,
+    record TEXT NOT NULL
+);
+CREATE INDEX outcomes_by_session ON outcomes(session);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSession:
+    """Outcomes that were measured together, for which study, when, and the wall time it took in seconds."""
+
+    study: str
+    measured_at: str
+    seconds: float
+    outcomes: tuple[Outcome, ...]
+
+
+class Store:
+    """Results in one SQLite file. Use as a context manager, or call `close`.
+
+    Args:
+        path: The file; it is created if it does not exist. ":memory:" keeps results until `close`.
+        create: False refuses to make a new file.
+
+    Raises:
+        StoreError: If the file is no store, comes from a newer version, or cannot be opened.
+    """
+
+    def __init__(self, path: str | PathLike[str] = "tippingpoint.sqlite", *, create: bool = True) -> None:
+        self.path = Path(path)
+        in_memory = str(path) == ":memory:"
+        if not create and not self.path.exists():
+            raise StoreError(f"there is no store {self.path}; measure something first, or name another file")
+        if not in_memory and not self.path.parent.is_dir():
+            raise StoreError(f"the folder {self.path.parent} of the store {self.path.name} does not exist")
+        with self._explained("opened"):
+            self._db = sqlite3.connect(str(path), timeout=30, isolation_level=None)
+            try:
+                self._check_schema()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _check_schema(self) -> None:
+        application = self._db.execute("PRAGMA application_id").fetchone()[0]
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        tables = self._db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        if tables == 0 and version == 0:
+            self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+        elif application != _APPLICATION_ID:
+            raise StoreError(f"{self.path} is an SQLite file of another program, not a store of results")
+        elif version > SCHEMA_VERSION:
+            raise StoreError(
+                f"{self.path} was written by a newer version of tippingpoint (its schema is {version}, this "
+                f"version reads up to {SCHEMA_VERSION}); upgrade with `pip install --upgrade tippingpoint`"
+            )
+
+    @contextmanager
+    def _explained(self, doing: str) -> Iterator[None]:
+        """Turn SQLite's errors into one sentence that says what to do."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            message = str(error)
+            hints = {
+                "not a database": "it is not an SQLite file; name another file",
+                "malformed": "it is damaged; keep a copy and start a new one",
+                "disk is full": "the disk is full; make room and run the same command again, what was "
+                "measured before is kept",
+                "readonly": "it cannot be written to; check its permissions",
+                "read-only": "it cannot be written to; check its permissions",
+                "locked": "another process has been writing to it for over 30 s",
+                "unable to open": "check that it is a file and may be written to",
+            }
+            hint = next((text for key, text in hints.items() if key in message), message)
+            raise StoreError(f"the store {self.path} could not be {doing}: {hint}") from error
+
+    def add(self, outcomes: Sequence[Outcome], *, study: str = "", seconds: float = 0.0) -> None:
+        """Write the outcomes of one session, all of them or none.
+
+        Args:
+            outcomes: What was measured together.
+            study: Label of the study that asked for it.
+            seconds: Wall time it took.
+
+        Raises:
+            StoreError: If it cannot be written; the file is left as it was.
+        """
+        with self._explained("written"), self._transaction():
+            moment = datetime.now(UTC).isoformat(timespec="seconds")
+            cursor = self._db.execute(
+                "INSERT INTO sessions (study, measured_at, seconds) VALUES (?, ?, ?)",
+                (study, moment, seconds),
+            )
+            for outcome in outcomes:
+                fingerprint = outcome.environment.fingerprint
+                self._db.execute(
+                    "INSERT OR IGNORE INTO environments VALUES (?, ?)",
+                    (fingerprint, json.dumps(asdict(outcome.environment))),
+                )
+                status, record = _dump(outcome)
+                self._db.execute(
+                    "INSERT INTO outcomes (session, environment, status, record) VALUES (?, ?, ?, ?)",
+                    (cursor.lastrowid, fingerprint, status, record),
+                )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def sessions(self, *, environment: str | None = None) -> list[StoredSession]:
+        """Return every session, oldest first.
+
+        Args:
+            environment: Only outcomes measured in the environment with this fingerprint.
+
+        Raises:
+            StoreError: If the file is damaged.
+        """
+        with self._explained("read"):
+            environments = {
+                fingerprint: Environment(**json.loads(record))
+                for fingerprint, record in self._db.execute("SELECT fingerprint, record FROM environments")
+            }
+            outcomes: dict[int, list[Outcome]] = {}
+            for session, fingerprint, status, record in self._db.execute(
+                "SELECT session, environment, status, record FROM outcomes ORDER BY id"
+            ):
+                if environment in (None, fingerprint):
+                    outcome = _load(status, record, environments[fingerprint])
+                    outcomes.setdefault(session, []).append(outcome)
+            rows = self._db.execute("SELECT id, study, measured_at, seconds FROM sessions ORDER BY id").fetchall()
+        return [
+            StoredSession(study, moment, seconds, tuple(outcomes[number]))
+            for number, study, moment, seconds in rows
+            if number in outcomes
+        ]
+
+    def outcomes(self, *, environment: str | None = None) -> list[Outcome]:
+        """Return every measurement and failure, oldest first; see `sessions`."""
+        return [outcome for session in self.sessions(environment=environment) for outcome in session.outcomes]
+
+    def environments(self) -> dict[str, Environment]:
+        """Return the environments that outcomes were measured in by fingerprint, the latest one last."""
+        latest: dict[str, Environment] = {}
+        for outcome in self.outcomes():
+            fingerprint = outcome.environment.fingerprint
+            latest.pop(fingerprint, None)
+            latest[fingerprint] = outcome.environment
+        return latest
+
+    def measurements(self) -> list[dict[str, Any]]:
+        """Return one flat row for each outcome, failures included, for `pandas.DataFrame` or `polars.from_dicts`.
+
+        Every row has the same keys; what a failure does not have is None. Times are in seconds, sizes in bytes.
+        """
+        return [_row(session, outcome) for session in self.sessions() for outcome in session.outcomes]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        rows = self.measurements()
+        failed = sum(row["status"] != "ok" for row in rows)
+        subjects = sorted({row["subject"] for row in rows})
+        return (
+            f"Store({str(self.path)!r}: {len(rows) - failed} measurements and {failed} failures of "
+            f"{', '.join(subjects) or 'no subject yet'})"
+        )
+
+
+@cache
+def _adapter(kind: type) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _dump(outcome: Outcome) -> tuple[str, str]:
+    status = "ok" if isinstance(outcome, Measurement) else outcome.kind
+    record = _adapter(type(outcome)).dump_json(outcome, exclude={"environment"})
+    return status, record.decode()
+
+
+def _load(status: str, record: str, environment: Environment) -> Outcome:
+    fields = {**json.loads(record), "environment": asdict(environment)}
+    return _adapter(Measurement if status == "ok" else Failure).validate_python(fields)
+
+
+def _row(session: StoredSession, outcome: Outcome) -> dict[str, Any]:
+    workload = outcome.workload
+    row: dict[str, Any] = {
+        "subject": str(workload.subject),
+        "length": float(workload.length),
+        "positions": outcome.positions,
+        "batch_size": workload.batch_size,
+        "phase": workload.phase,
+        "device": workload.device,
+        "dtype": workload.dtype,
+        "threads": workload.threads,
+        "size": workload.size,
+        "status": "ok",
+        "message": None,
+    }
+    observed: dict[str, Any] = dict.fromkeys(
+        (
+            "executed_positions",
+            "latency_s",
+            "latency_low_s",
+            "latency_high_s",
+            "first_call_s",
+            "samples",
+            "sequences_per_s",
+            "positions_per_s",
+            "peak_bytes",
+            "weights_bytes",
+            "flops",
+            "parameters",
+            "attention",
+        )
+    )
+    if isinstance(outcome, Failure):
+        row |= {"status": outcome.kind, "message": outcome.message}
+    else:
+        low, high = outcome.latency_interval_s
+        observed |= {
+            "executed_positions": outcome.executed_positions,
+            "latency_s": outcome.latency_s,
+            "latency_low_s": low,
+            "latency_high_s": high,
+            "first_call_s": outcome.first_call_s,
+            "samples": len(outcome.samples),
+            "sequences_per_s": outcome.sequences_per_s,
+            "positions_per_s": outcome.positions_per_s,
+            "peak_bytes": outcome.memory.peak_bytes if outcome.memory else None,
+            "weights_bytes": outcome.memory.weights_bytes if outcome.memory else None,
+            "flops": outcome.flops.total if outcome.flops else None,
+            "parameters": outcome.parameters,
+            "attention": outcome.attention,
+        }
+    return {
+        **row,
+        **observed,
+        "study": session.study,
+        "session": outcome.session,
+        "measured_at": session.measured_at,
+        "environment": outcome.environment.fingerprint,
+    }

@@ -1,0 +1,171 @@
+"""Recommend for a person's lengths, measuring what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
+
+from tippingpoint.analysis.recommend import Constraint, Recommendation, recommend_from
+from tippingpoint.data import LengthData
+from tippingpoint.errors import AnswerError, InputError
+from tippingpoint.models.catalog import architecture_of, check_subject, is_vanilla, modality_of
+from tippingpoint.store import Store
+from tippingpoint.study.presets import PRESETS
+from tippingpoint.study.run import collect, resolve_study, run_study
+from tippingpoint.units import UNITS
+from tippingpoint.workload import Study, Subject, check_choice
+
+# A study begins at this percentile of the lengths: what is shorter costs no more.
+_FIRST_PERCENTILE = 5
+
+
+def recommend(
+    lengths: LengthData | Iterable[float],
+    *,
+    candidates: Sequence[str | Subject] | None = None,
+    modality: str | None = None,
+    objective: str = "latency",
+    constraints: Mapping[str, str | float] | Sequence[Constraint] = (),
+    phase: str = "inference",
+    device: str = "cpu",
+    dtype: str = "float32",
+    threads: int | None = None,
+    size: str = "base",
+    budget_s: float = 300.0,
+    store: Store | str | PathLike[str] | None = None,
+    measure: bool = True,
+    progress: Callable[[str], None] | None = None,
+) -> Recommendation:
+    """Say which subject to use for a person's own lengths, and why.
+
+    Args:
+        lengths: What `read_lengths` returned, or plain lengths in the native unit.
+        candidates: Subjects to choose from, such as ["bert", "nystromformer"]; those of the modality's preset
+            by default. The vanilla ones are the baselines; without any, the preset's first is added.
+        modality: "text", "speech" or "vision"; needed if neither lengths nor candidates tell.
+        objective: "latency", "throughput" or "peak_memory".
+        constraints: What the choice must keep: {"peak_memory": "4GiB"} (at the longest item),
+            {"latency": "200ms"} (at the 95th percentile of lengths), {"throughput": 5} (sequences per second).
+        phase: "inference" or "training".
+        device: "cpu", "cuda" or "cuda:N".
+        dtype: "float32", "bfloat16" or "float16".
+        threads: CPU threads; all usable cores by default.
+        size: "base", "small" or "tiny".
+        budget_s: Seconds of measuring, earlier runs on the same store included.
+        store: Where measurements are kept and found again; None keeps nothing.
+        measure: False answers from the store alone, from its latest environment; torch is not needed then.
+        progress: Called with one line at a time.
+
+    Raises:
+        InputError: If an argument is not legal.
+        AnswerError: If no candidate could be measured, or none keeps the constraints.
+    """
+    if isinstance(store, str | PathLike) or store is None:
+        with Store(store if store is not None else ":memory:", create=measure) as opened:
+            return recommend(
+                lengths,
+                candidates=candidates,
+                modality=modality,
+                objective=objective,
+                constraints=constraints,
+                phase=phase,
+                device=device,
+                dtype=dtype,
+                threads=threads,
+                size=size,
+                budget_s=budget_s,
+                store=opened,
+                measure=measure,
+                progress=progress,
+            )
+    check_choice("objective", objective, ("latency", "throughput", "peak_memory"))
+    wanted: list[Constraint] = []
+    if isinstance(constraints, Mapping):
+        wanted += [Constraint.of(metric, value) for metric, value in constraints.items()]
+    else:
+        wanted += constraints
+    subjects = [check_subject(Subject.parse(candidate)) for candidate in candidates or ()]
+    data = _as_data(lengths, modality, subjects)
+    study = _study(data, subjects, objective, wanted, phase, device, dtype, threads, size, budget_s)
+    if measure:
+        result = run_study(study, store, progress=progress)
+    else:
+        environments = store.environments()
+        if not environments:
+            raise AnswerError(f"the store {store.path} is empty, and measuring was not allowed")
+        environment = list(environments.values())[-1]
+        study = resolve_study(study.replace(threads=environment.threads))
+        result = collect(study, store, environment)
+    return recommend_from(
+        data,
+        result.outcomes,
+        result.environment,
+        baselines=result.study.baselines,
+        variants=result.study.variants,
+        objective=objective,
+        phase=phase,
+        constraints=wanted,
+    )
+
+
+def _as_data(lengths: LengthData | Iterable[float], modality: str | None, subjects: Sequence[Subject]) -> LengthData:
+    if isinstance(lengths, LengthData):
+        data = lengths
+    else:
+        if modality is None and subjects:
+            modality = modality_of(tuple(subjects))
+        if modality is None:
+            raise InputError("plain lengths need a modality or candidates that tell it, such as modality='text'")
+        check_choice("modality", modality, UNITS)
+        data = LengthData(
+            modality=modality,
+            unit=UNITS[modality],
+            values=tuple(float(length) for length in lengths),
+            sources=(),
+            method="given by the caller",
+            estimated=False,
+        )
+    if subjects and modality_of(tuple(subjects)) != data.modality:
+        raise InputError(f"the lengths are of {data.modality}, and the candidates of {modality_of(tuple(subjects))}")
+    return data
+
+
+def _study(
+    data: LengthData,
+    subjects: Sequence[Subject],
+    objective: str,
+    constraints: Sequence[Constraint],
+    phase: str,
+    device: str,
+    dtype: str,
+    threads: int | None,
+    size: str,
+    budget_s: float,
+) -> Study:
+    preset = PRESETS[data.modality]
+    # A second baseline would cost time and is slower than the first: what a user would run is enough here.
+    subjects = subjects or (*preset.baselines[:1], *preset.variants)
+    baselines = tuple(subject for subject in subjects if is_vanilla(subject)) or preset.baselines[:1]
+    variants = tuple(subject for subject in subjects if not is_vanilla(subject))
+    if not variants:
+        raise InputError(
+            f"the candidates {', '.join(map(str, subjects))} are all vanilla; add an efficient one, such as "
+            f"{preset.variants[0]}"
+        )
+    longest = architecture_of(baselines[0]).nearest_legal(data.maximum)
+    shortest = min(data.percentile(_FIRST_PERCENTILE), longest / 2)
+    metrics = dict.fromkeys((objective, *(constraint.metric for constraint in constraints)))
+    return Study(
+        name=f"recommend {data.modality}",
+        modality=data.modality,
+        baselines=baselines,
+        variants=variants,
+        lengths=(shortest, longest),
+        metrics=tuple(metrics),
+        phases=(phase,),
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        size=size,
+        budget_s=budget_s,
+    )

@@ -1,0 +1,314 @@
+"""The coordinator: decides, measures, stores, and does it again until the budget ends or nothing is left.
+
+Everything it knows is in the store, so a study that was killed goes on by being started again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+from tippingpoint.analysis.tipping_point import TippingPoint, tipping_point
+from tippingpoint.errors import AnswerError, InputError
+from tippingpoint.measurement import Environment, Measurement, Outcome
+from tippingpoint.models.catalog import architecture_of, check_subject, modality_of
+from tippingpoint.profiling.device import now
+from tippingpoint.profiling.environment import usable_cores
+from tippingpoint.profiling.process import WorkerProcess
+from tippingpoint.profiling.session import Effort, measure_together
+from tippingpoint.store import Store
+from tippingpoint.study.search import Known, Step, next_step, pairs
+from tippingpoint.units import format_length, format_seconds
+from tippingpoint.workload import Study, Subject
+
+logger = logging.getLogger(__name__)
+
+# Timed rounds of one session may take this share of what is left, between these bounds (seconds).
+_ROUNDS_SHARE = 0.1
+_ROUNDS_BOUNDS_S = (2.0, 30.0)
+_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyResult:
+    """What a study found.
+
+    Attributes:
+        study: With subjects and threads resolved.
+        environment: Where it was measured.
+        outcomes: Every measurement and failure that belongs to it.
+        tipping_points: For each phase, metric, baseline and variant.
+        seconds: Wall time of measuring, earlier runs on the same store included.
+        complete: Whether nothing was left to measure; False if the budget ended first.
+    """
+
+    study: Study
+    environment: Environment
+    outcomes: tuple[Outcome, ...]
+    tipping_points: tuple[TippingPoint, ...]
+    seconds: float
+    complete: bool
+
+
+def resolve_study(study: Study) -> Study:
+    """Return the study with every subject checked and written out, and threads resolved.
+
+    Raises:
+        InputError: If a subject, its modality or the range of lengths is not legal.
+    """
+    subjects = {subject: check_subject(subject) for subject in study.subjects}
+    modality = modality_of(tuple(subjects.values()))
+    if modality != study.modality:
+        raise InputError(f"the study says modality {study.modality!r}, and its subjects are of {modality}")
+    low, high = study.lengths
+    for subject in subjects.values():
+        rule = architecture_of(subject)
+        if rule.nearest_legal(high) < max(low, rule.lengths.minimum):
+            rule.check_length(high)
+    return study.replace(
+        baselines=tuple(subjects[subject] for subject in study.baselines),
+        variants=tuple(subjects[subject] for subject in study.variants),
+        threads=study.threads or usable_cores(),
+    )
+
+
+def study_key(study: Study) -> str:
+    """Return the name under which a study's time is counted: its own, and what it measures.
+
+    A larger budget, a finer precision or other metrics go on with the same study.
+    """
+    parts = (
+        study.subjects,
+        study.baselines,
+        study.phases,
+        study.device,
+        study.dtype,
+        study.threads,
+        study.size,
+    )
+    digest = hashlib.sha256(repr((*parts, study.batch_size)).encode()).hexdigest()[:8]
+    return f"{study.name} {digest}"
+
+
+def run_study(study: Study, store: Store, *, progress: Callable[[str], None] | None = None) -> StudyResult:
+    """Measure a study within its budget, or go on with one that was interrupted.
+
+    Args:
+        study: What to compare.
+        store: Where outcomes go as they are made, and where earlier ones are found.
+        progress: Called with one line at a time.
+
+    Returns:
+        Everything known at the end.
+
+    Raises:
+        InputError: If the study is not legal.
+        StoreError: If results cannot be written.
+        AnswerError: If not a single workload could be measured.
+    """
+    say = progress or (lambda line: logger.info("%s", line))
+    study = resolve_study(study)
+    key = study_key(study)
+    assert study.threads is not None
+    say("starting the measuring process")
+    with WorkerProcess(study.device, study.threads, timeout_s=_TIMEOUT_S) as worker:
+        environment = worker.environment
+    while True:
+        known = read_known(study, store, environment)
+        spent = _seconds_spent(store, key)
+        remaining = study.budget_s - spent
+        step = next_step(study, known, remaining)
+        if step is None:
+            break
+        # The first session of every phase is run whatever the budget, so that there is an answer at all.
+        if remaining <= 0 and any(phase == step.phase for phase, _ in known.seconds):
+            break
+        say(_announce(study, step, spent))
+        begin = now()
+        outcomes = measure_together(
+            [study.workload(subject, step.length, step.phase) for subject in step.subjects],
+            baselines=sum(subject in study.baselines for subject in step.subjects),
+            effort=Effort(target=study.target, budget_s=_rounds_budget(remaining), timeout_s=_TIMEOUT_S),
+            largest_batches=step.largest_batches if "throughput" in study.metrics else None,
+            known=[_memory_points(study, subject, step.phase, known) for subject in step.subjects],
+            progress=lambda line: say(f"    {line}"),
+        )
+        store.add(outcomes, study=key, seconds=now() - begin)
+    result = collect(study, store, environment)
+    if not any(isinstance(outcome, Measurement) for outcome in result.outcomes):
+        reasons = "; ".join(sorted({str(outcome).replace("\n ", ":") for outcome in result.outcomes}))
+        raise AnswerError(f"nothing could be measured: {reasons or 'no length was legal'}")
+    return result
+
+
+def collect(study: Study, store: Store, environment: Environment) -> StudyResult:
+    """Return what a store knows of a study, without measuring anything.
+
+    Args:
+        study: With subjects resolved.
+        store: Where its outcomes are.
+        environment: Only outcomes from there count.
+    """
+    known = read_known(study, store, environment)
+    points = tuple(
+        tipping_point(
+            known.outcomes,
+            baseline,
+            variant,
+            metric=metric,
+            phase=phase,
+            batch_size=study.batch_size,
+            device=study.device,
+        )
+        for phase in study.phases
+        for metric in study.metrics
+        for baseline, variant in pairs(study)
+    )
+    return StudyResult(
+        study=study,
+        environment=environment,
+        outcomes=known.outcomes,
+        tipping_points=points,
+        seconds=_seconds_spent(store, study_key(study)),
+        complete=next_step(study, known, math.inf) is None,
+    )
+
+
+def find_tipping_point(
+    baseline: str | Subject,
+    variant: str | Subject,
+    *,
+    metric: str = "latency",
+    phase: str = "inference",
+    lengths: tuple[float, float],
+    batch_size: int = 1,
+    device: str = "cpu",
+    dtype: str = "float32",
+    threads: int | None = None,
+    size: str = "base",
+    budget_s: float = 300.0,
+    precision: float = 0.1,
+    store: Store | str | PathLike[str] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> TippingPoint:
+    """Find the length from which a variant stays better than a baseline, by measuring.
+
+    Args:
+        baseline: The subject to beat, such as "bert".
+        variant: The subject that may be better, such as "bert@local:window=128".
+        metric: "latency", "throughput" or "peak_memory".
+        phase: "inference" or "training".
+        lengths: Shortest and longest length to consider, in the native unit.
+        batch_size: Of latency and peak memory; throughput is taken at each one's best batch size.
+        device: "cpu", "cuda" or "cuda:N".
+        dtype: "float32", "bfloat16" or "float16".
+        threads: CPU threads; all usable cores by default.
+        size: "base", "small" or "tiny".
+        budget_s: Seconds of measuring.
+        precision: Width of the bracket to refine to, as a share of the length.
+        store: Where results are kept and found again; None keeps nothing.
+        progress: Called with one line at a time.
+
+    Raises:
+        InputError: If an argument is not legal.
+        AnswerError: If nothing could be measured.
+    """
+    study = pair_study(
+        baseline,
+        variant,
+        lengths=lengths,
+        metrics=(metric,),
+        phases=(phase,),
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        size=size,
+        budget_s=budget_s,
+        precision=precision,
+    )
+    if isinstance(store, Store):
+        return run_study(study, store, progress=progress).tipping_points[0]
+    with Store(store if store is not None else ":memory:") as opened:
+        return run_study(study, opened, progress=progress).tipping_points[0]
+
+
+def pair_study(
+    baseline: str | Subject, variant: str | Subject, *, lengths: tuple[float, float], **options: Any
+) -> Study:
+    """Return the study that holds one variant against one baseline.
+
+    Args:
+        baseline: The subject to beat.
+        variant: The subject that may be better.
+        lengths: Shortest and longest length to consider.
+        options: Further fields of `Study`.
+
+    Raises:
+        InputError: If a subject is not legal, or the two are of different modalities.
+    """
+    pair = (check_subject(Subject.parse(baseline)), check_subject(Subject.parse(variant)))
+    return Study(
+        name="find",
+        modality=modality_of(pair),
+        baselines=pair[:1],
+        variants=pair[1:],
+        lengths=lengths,
+        **options,
+    )
+
+
+def read_known(study: Study, store: Store, environment: Environment) -> Known:
+    """Return what a store knows that bears on a study: the same subjects under the same conditions."""
+    outcomes: list[Outcome] = []
+    seconds: dict[tuple[str, float], float] = {}
+    for session in store.sessions(environment=environment.fingerprint):
+        ours = [outcome for outcome in session.outcomes if _belongs(study, outcome)]
+        outcomes += ours
+        if ours:
+            workload = ours[0].workload
+            key = (workload.phase, workload.length)
+            # Of several sessions at one length the fullest tells best what a whole step costs.
+            seconds[key] = max(seconds.get(key, 0.0), session.seconds)
+    return Known(tuple(outcomes), seconds)
+
+
+def _belongs(study: Study, outcome: Outcome) -> bool:
+    workload = outcome.workload
+    same = study.workload(workload.subject, workload.length, workload.phase).replace(batch_size=workload.batch_size)
+    return workload.subject in study.subjects and workload.phase in study.phases and workload == same
+
+
+def _memory_points(study: Study, subject: Subject, phase: str, known: Known) -> list[tuple[int, int]]:
+    return [
+        (outcome.positions, outcome.memory.call_bytes)
+        for outcome in known.outcomes
+        if isinstance(outcome, Measurement)
+        and outcome.memory
+        and (outcome.workload.subject, outcome.workload.phase) == (subject, phase)
+        and outcome.workload.batch_size == study.batch_size
+    ]
+
+
+def _seconds_spent(store: Store, key: str) -> float:
+    return sum(session.seconds for session in store.sessions() if session.study == key)
+
+
+def _rounds_budget(remaining_s: float) -> float:
+    low, high = _ROUNDS_BOUNDS_S
+    return min(high, max(low, _ROUNDS_SHARE * remaining_s))
+
+
+def _announce(study: Study, step: Step, spent_s: float) -> str:
+    unit = architecture_of(study.baselines[0]).unit
+    expected = f", about {format_seconds(step.expected_s)}" if step.expected_s else ""
+    return (
+        f"[{format_seconds(spent_s)} of {format_seconds(study.budget_s)}] {step.phase} at "
+        f"{format_length(step.length, unit)} ({step.purpose}{expected}): "
+        f"{', '.join(map(str, step.subjects))}"
+    )
