@@ -27,6 +27,8 @@ SCHEMA_VERSION = 1
 # "tipp": tells our files from other programs' SQLite files
 _APPLICATION_ID = 0x74697070
 
+_DAMAGED = "it is damaged; keep a copy and start a new one"
+
 _SCHEMA = f"""
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
@@ -110,16 +112,18 @@ class Store:
             message = str(error)
             hints = {
                 "not a database": "it is not an SQLite file; name another file",
-                "malformed": "it is damaged; keep a copy and start a new one",
+                "malformed": _DAMAGED,
                 "disk is full": "the disk is full; make room and run the same command again, what was "
                 "measured before is kept",
                 "readonly": "it cannot be written to; check its permissions",
                 "read-only": "it cannot be written to; check its permissions",
-                "locked": "another process has been writing to it for over 30 s",
+                "locked": "another process has been using it for over 30 s",
                 "unable to open": "check that it is a file and may be written to",
             }
             hint = next((text for key, text in hints.items() if key in message), message)
             raise StoreError(f"the store {self.path} could not be {doing}: {hint}") from error
+        except _UnreadableError as error:
+            raise StoreError(f"the store {self.path} could not be {doing}: {_DAMAGED}") from error
 
     def add(self, outcomes: Sequence[Outcome], *, study: str = "", seconds: float = 0.0) -> None:
         """Write the outcomes of one session, all of them or none.
@@ -155,11 +159,12 @@ class Store:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._db.execute("COMMIT")
         except BaseException:
+            # A commit that fails, because of a reader or a full disk, leaves the transaction open.
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
 
     def sessions(self, *, environment: str | None = None) -> list[StoredSession]:
         """Return every session, oldest first.
@@ -172,7 +177,7 @@ class Store:
         """
         with self._explained("read"):
             environments = {
-                fingerprint: Environment(**json.loads(record))
+                fingerprint: _load_environment(record)
                 for fingerprint, record in self._db.execute("SELECT fingerprint, record FROM environments")
             }
             outcomes: dict[int, list[Outcome]] = {}
@@ -180,7 +185,7 @@ class Store:
                 "SELECT session, environment, status, record FROM outcomes ORDER BY id"
             ):
                 if environment in (None, fingerprint):
-                    outcome = _load(status, record, environments[fingerprint])
+                    outcome = _load(status, record, environments.get(fingerprint))
                     outcomes.setdefault(session, []).append(outcome)
             rows = self._db.execute("SELECT id, study, measured_at, seconds FROM sessions ORDER BY id").fetchall()
         return [
@@ -220,11 +225,14 @@ class Store:
         self.close()
 
     def __repr__(self) -> str:
-        rows = self.measurements()
-        failed = sum(row["status"] != "ok" for row in rows)
-        subjects = sorted({row["subject"] for row in rows})
+        try:
+            outcomes = self.outcomes()
+        except StoreError as error:
+            return f"Store({str(self.path)!r}: {error})"
+        failed = sum(isinstance(outcome, Failure) for outcome in outcomes)
+        subjects = sorted({str(outcome.workload.subject) for outcome in outcomes})
         return (
-            f"Store({str(self.path)!r}: {len(rows) - failed} measurements and {failed} failures of "
+            f"Store({str(self.path)!r}: {len(outcomes) - failed} measurements and {failed} failures of "
             f"{', '.join(subjects) or 'no subject yet'})"
         )
 
@@ -242,9 +250,25 @@ def _dump(outcome: Outcome) -> tuple[str, str]:
     return status, record.decode()
 
 
-def _load(status: str, record: str, environment: Environment) -> Outcome:
-    fields = {**json.loads(record), "environment": asdict(environment)}
-    return _adapter(Measurement if status == "ok" else Failure).validate_python(fields)
+class _UnreadableError(Exception):
+    """A record is not what this version wrote."""
+
+
+def _load(status: str, record: str, environment: Environment | None) -> Outcome:
+    if environment is None:
+        raise _UnreadableError
+    try:
+        fields = {**json.loads(record), "environment": asdict(environment)}
+        return _adapter(Measurement if status == "ok" else Failure).validate_python(fields)
+    except (ValueError, TypeError) as error:
+        raise _UnreadableError from error
+
+
+def _load_environment(record: str) -> Environment:
+    try:
+        return Environment(**json.loads(record))
+    except (ValueError, TypeError) as error:
+        raise _UnreadableError from error
 
 
 def _row(session: StoredSession, outcome: Outcome) -> dict[str, Any]:

@@ -57,16 +57,20 @@ class Variant:
         keys = [key for key, _ in self.options]
         for key, value in self.options:
             if not _NAME.fullmatch(key):
-                raise InputError(f"option names of variant {self.name!r} must be words, got {key!r}")
+                raise InputError(
+                    f"option names of variant {self.name!r} must be words, got {key!r}; expected {_GRAMMAR}"
+                )
             if not _VALUE.fullmatch(_print_value(value)):
                 raise InputError(
                     f"the value of {self.name}:{key} must be free of spaces and of the characters , + @ = :, "
-                    f"got {value!r}"
+                    f"got {value!r}; expected {_GRAMMAR}"
                 )
             if _parse_value(_print_value(value)) != value:
                 raise InputError(f"the value of {self.name}:{key} cannot be written in a subject: {value!r}")
         if len(set(keys)) != len(keys):
-            raise InputError(f"variant {self.name!r} was given an option twice: {', '.join(keys)}")
+            raise InputError(
+                f"variant {self.name!r} was given an option twice: {', '.join(keys)}; expected {_GRAMMAR}"
+            )
         object.__setattr__(self, "options", tuple(sorted(self.options)))
 
     @classmethod
@@ -109,7 +113,7 @@ class Subject:
             )
         names = [variant.name for variant in self.variants]
         if len(set(names)) != len(names):
-            raise InputError(f"subject {self} names a variant twice")
+            raise InputError(f"subject {self} names a variant twice; expected {_GRAMMAR}")
 
     @classmethod
     def parse(cls, text: str | Subject) -> Subject:
@@ -223,22 +227,33 @@ class Workload:
         threads: int | None = None,
         size: str = "base",
     ) -> None:
-        if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", str(device)):
-            raise InputError(f"unknown device {device!r}; expected cpu, cuda or cuda:N")
         fields = {
             "subject": Subject.parse(subject),
-            "length": check_length(length),
-            "batch_size": check_count("batch_size", batch_size),
-            "phase": check_choice("phase", phase, PHASES),
+            "length": length,
+            "batch_size": batch_size,
+            "phase": phase,
             "device": device,
-            "dtype": check_choice("dtype", dtype, DTYPES),
-            "threads": None if threads is None else check_count("threads", threads),
-            "size": check_choice("size", size, SIZES),
+            "dtype": dtype,
+            "threads": threads,
+            "size": size,
         }
-        if dtype == "float16" and device == "cpu":
-            raise InputError("float16 needs a CUDA device; use float32 or bfloat16 on the CPU")
         for name, value in fields.items():
             object.__setattr__(self, name, value)
+        self.__post_init__()
+
+    def __post_init__(self) -> None:
+        # Apart from __init__, because pydantic calls this one only.
+        if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", str(self.device)):
+            raise InputError(f"unknown device {self.device!r}; expected cpu, cuda or cuda:N")
+        check_length(self.length)
+        check_count("batch_size", self.batch_size)
+        check_choice("phase", self.phase, PHASES)
+        check_choice("dtype", self.dtype, DTYPES)
+        if self.threads is not None:
+            check_count("threads", self.threads)
+        check_choice("size", self.size, SIZES)
+        if self.dtype == "float16" and self.device == "cpu":
+            raise InputError("float16 needs a CUDA device; use float32 or bfloat16 on the CPU")
 
     def replace(self, **changes: Any) -> Workload:
         """Return a copy with some fields changed."""

@@ -97,6 +97,8 @@ def comparison_points(
         workload = outcome.workload
         if workload.phase != phase or workload.subject not in (baseline, variant):
             continue
+        if isinstance(outcome, Failure) and is_best_batch(outcome):
+            continue  # it failed in trying a larger batch, and stands where it was measured
         root, _, group = outcome.session.partition("-")
         if not group:
             # It failed in the pass that each subject runs alone, before any group was timed.

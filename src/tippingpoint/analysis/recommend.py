@@ -107,7 +107,7 @@ class Candidate:
     excluded: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Recommendation:
     """Which subject to use for a person's lengths.
 
@@ -153,6 +153,8 @@ class Recommendation:
             suffix = f"  left out: {candidate.excluded}" if candidate.excluded else ""
             lines.append(f"{name} {show(candidate.cost)}  (95 % {show(low)} to {show(high)}){suffix}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         from html import escape

@@ -27,7 +27,7 @@ VERDICTS = ("crosses", "always", "never", "several crossings", "undecided")
 _CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class TippingPoint:
     """From which length on a variant stays better than a baseline.
 
@@ -99,6 +99,8 @@ class TippingPoint:
             )
             lines.append(f"  {format_length(point.length, self.unit):>16}  {seen}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         from html import escape

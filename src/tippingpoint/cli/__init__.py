@@ -22,24 +22,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if debug:
         given = [argument for argument in given if argument != "--debug"]
         _log_everything()
-    # Typer and Click are imported here, so that importing this module costs nothing.
-    import click
+    # Typer is imported here, so that importing this module costs nothing.
+    import typer
 
     from tippingpoint.cli.app import app
     from tippingpoint.errors import TippingPointError
 
+    # Newer Typer carries its own Click and exports only these; the base of usage errors is two levels up.
+    click_exception: type[Exception] = typer.BadParameter.__mro__[2]
+
     try:
         app(given, prog_name="tippingpoint", standalone_mode=False)
-    except click.exceptions.Exit as exit_:
+    except typer.Exit as exit_:
         return exit_.exit_code
-    except click.exceptions.Abort:
+    except typer.Abort:
         return _complain("interrupted", 1)
-    except click.ClickException as error:
+    except click_exception as error:
         if debug:
             raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            return 2  # the help has been printed
         context = getattr(error, "ctx", None)
         hint = f" (see `{context.command_path} --help`)" if context else ""
-        return _complain(f"{' '.join(error.format_message().split())}{hint}", 2)
+        message = getattr(error, "format_message", error.__str__)()
+        return _complain(f"{' '.join(message.split())}{hint}", 2)
     except TippingPointError as error:
         if debug:
             raise

@@ -52,6 +52,7 @@ class Architecture:
             variant.
         front_end_values: Native length to the values in the widest activation before the first layer, where
             that outgrows the layers.
+        needs_float32: Why inference cannot run in a lower precision, where it cannot.
         notes: What the reader of its numbers should know.
     """
 
@@ -68,6 +69,7 @@ class Architecture:
     lengths: Lengths
     efficient_attention: str | None = None
     front_end_values: Callable[[float], int] = lambda length: 0
+    needs_float32: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -90,7 +92,9 @@ class Architecture:
                 f"({rule.reason}), got {format_length(length, self.unit)}"
             )
         if self.unit != "seconds" and length != int(length):
-            raise InputError(f"{self.name} takes whole {self.unit}, got {length!r}")
+            raise InputError(
+                f"{self.name} takes whole {self.unit}, got {length!r}; the nearest is {self.nearest_legal(length):g}"
+            )
         if self.unit != "seconds" and length % rule.multiple_of:
             raise InputError(
                 f"{self.name} takes multiples of {rule.multiple_of} {self.unit} ({rule.reason}), got {length:g}; "

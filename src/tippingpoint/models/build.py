@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from tippingpoint.errors import InputError
+from tippingpoint.errors import InputError, UnsupportedError
 from tippingpoint.models.architecture import Architecture
 from tippingpoint.models.catalog import architecture_of, check_subject
 from tippingpoint.models.swap import swap_attention
@@ -84,10 +84,15 @@ def make_config(workload: Workload) -> transformers.PretrainedConfig:
 
     Raises:
         InputError: If the subject or the length is not legal.
+        UnsupportedError: If the library's code cannot run it in the workload's dtype.
     """
     subject = check_subject(workload.subject)
     row = architecture_of(subject)
     row.check_length(workload.length)
+    if row.needs_float32 and workload.phase == "inference" and workload.dtype != "float32":
+        raise UnsupportedError(
+            f"{row.name} runs inference in float32 only ({row.needs_float32}), got {workload.dtype}"
+        )
     values = dict(row.sizes[workload.size])
     config_class = getattr(transformers, row.config_class)
     defaults = config_class(**values).to_dict()

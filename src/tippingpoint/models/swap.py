@@ -7,14 +7,16 @@ function hands over the padding as bool [batch, length] instead of a dense [leng
 
 from __future__ import annotations
 
+import copy
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, bidirectional_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tippingpoint.errors import UnsupportedError
@@ -57,6 +59,7 @@ def swap_attention(model: PreTrainedModel, variant: str, **options: OptionValue)
     spec = resolve(Subject(model_type or "model", (spec,)), modality).variants[0]
     name = register(spec)
     _check_replaceable(model, spec)
+    _give_own_config(model)
     model.set_attn_implementation(name)
     if model.config._attn_implementation != name:
         raise UnsupportedError(
@@ -78,18 +81,29 @@ def register(variant: Variant) -> str:
 
 
 def _check_replaceable(model: PreTrainedModel, variant: Variant) -> None:
-    model_type = getattr(model.config, "model_type", "")
-    row = ARCHITECTURES.get(model_type)
-    own = row.efficient_attention if row else None
-    if own is None and not type(model)._can_set_attn_implementation():
-        own = "computed inside its layers, not through the library's attention interface"
-    if own is not None:
-        raise UnsupportedError(f"{type(model).__name__} cannot take '{variant}': its attention is {own}")
-    if getattr(model.config, "is_decoder", False) or getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedError(
-            f"{type(model).__name__} cannot take '{variant}': only encoders can, and its configuration says "
-            "it decodes"
-        )
+    row = ARCHITECTURES.get(getattr(model.config, "model_type", ""))
+    # The library's attention functions read `is_causal` of the module they serve.
+    attentions = [module for module in model.modules() if hasattr(module, "is_causal")]
+    if row and row.efficient_attention:
+        reason = f"its attention is {row.efficient_attention}"
+    elif not attentions or not type(model)._can_set_attn_implementation():
+        reason = "its attention is computed inside its layers, not through the library's attention interface"
+    elif any(module.is_causal for module in attentions):
+        reason = "only encoders can, and it attends to the past only, as decoders do"
+    elif any("position_bias" in inspect.signature(module.forward).parameters for module in attentions):
+        reason = "its attention adds a position bias to its scores"
+    else:
+        return
+    raise UnsupportedError(f"{type(model).__name__} cannot take '{variant}': {reason}")
+
+
+def _give_own_config(model: PreTrainedModel) -> None:
+    """Copy the model's configuration, which other models made from it share, and which names the attention."""
+    copies: dict[int, Any] = {}
+    copy.deepcopy(model.config, copies)
+    for module in model.modules():
+        if id(getattr(module, "config", None)) in copies:
+            module.config = copies[id(module.config)]
 
 
 def _padding_only(
@@ -97,9 +111,15 @@ def _padding_only(
     q_length: int,
     kv_length: int,
     attention_mask: Tensor | None = None,
+    mask_function: Callable[..., Any] = bidirectional_mask_function,
     **others: Any,
 ) -> Tensor | None:
     """Hand the padding to the attention function as it is: bool [batch, length], True for real tokens."""
+    if mask_function is not bidirectional_mask_function:
+        raise UnsupportedError(
+            "an attention that was put into a model takes padding only, and this model masks positions in a way of "
+            "its own (a sliding window, say)"
+        )
     if attention_mask is None:
         return None
     return attention_mask.to(torch.bool)

@@ -127,5 +127,6 @@ NYSTROMFORMER = Architecture(
         reason="with no more positions than its 64 landmarks the library runs full attention",
     ),
     efficient_attention="the Nystrom approximation with 64 landmarks",
+    needs_float32="the library inverts matrices with a float32 identity",
     notes=("inputs are padded to a multiple of its 64 landmarks, as the library demands",),
 )

@@ -79,5 +79,8 @@ SWINV2 = Architecture(
         reason="its four stages halve a grid of 4-pixel patches",
     ),
     efficient_attention="shifted windows of 8 x 8 patches over a hierarchy of four stages",
-    notes=("positions are those of its first stage, of 4-pixel patches; ViT's patches are 16 pixels wide",),
+    notes=(
+        "positions are those of its first stage, of 4-pixel patches; ViT's patches are 16 pixels wide",
+        "later stages pad their grids to a multiple of the 8-patch window, so cost is a staircase",
+    ),
 )

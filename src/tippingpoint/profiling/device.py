@@ -14,10 +14,21 @@ from typing import Protocol
 
 from tippingpoint.errors import InputError
 
+_SETTLE_S = 0.01
+
 
 def now() -> float:
     """Return seconds of a clock that never steps; only differences mean anything."""
     return time.perf_counter_ns() / 1e9  # noqa: TID251 (this is the one clock)
+
+
+def settle() -> None:
+    """Sleep until the threads of the subject that ran last have stopped spinning and left the cores.
+
+    OpenMP's threads spin for some milliseconds after their last parallel region before they sleep; a block of
+    another process that begins meanwhile would share the cores with them.
+    """
+    time.sleep(_SETTLE_S)
 
 
 @contextmanager
@@ -125,8 +136,9 @@ class CudaDevice:
         if not torch.cuda.is_available():
             raise InputError(f"device {name!r} was asked for, and this PyTorch finds no CUDA device")
         self._cuda = torch.cuda
-        self._device = torch.device(name)
-        if self._device.index is not None and self._device.index >= torch.cuda.device_count():
+        # "cuda" without a number is the first one; PyTorch's set_device does not take it that way.
+        self._device = torch.device("cuda", torch.device(name).index or 0)
+        if self._device.index >= torch.cuda.device_count():
             raise InputError(f"device {name!r} was asked for, and there are {torch.cuda.device_count()}")
         self.name = name
         torch.cuda.set_device(self._device)

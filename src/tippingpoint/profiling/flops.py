@@ -8,6 +8,7 @@ have no formula are listed.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -59,8 +60,14 @@ FORMULAS: dict[Any, Callable[..., int]] = {
     _aten.convolution_backward: _convolution_backward,
 }
 
-# Operators whose name says that they multiply matrices or convolve: without a formula they must be reported.
-_COSTLY = ("mm", "matmul", "conv", "attention", "linear", "einsum", "bilinear", "fft", "addmv", "mv")
+# Operators whose name says that they multiply matrices, convolve, transform or run a whole layer: without a
+# formula they must be reported.
+_COSTLY = re.compile(
+    r"""(mm|mv|matmul|einsum|conv|convolution|attention|rnn|lstm|gru|layer_fwd)(_|$)
+    | (^|_)(bi|tri)?linear(_|$) | conv[0-9] | (^|_)fft | (^|_)cdist
+    | linalg_(inv|solve|lstsq|pinv|lu|qr|svd|eig|cholesky|matrix_exp)""",
+    re.VERBOSE,
+)
 _CHEAP = ("scaled_dot_product_attention_math", "_efficientzerotensor")
 
 
@@ -109,7 +116,4 @@ def _name(operator: Any) -> str:
 
 
 def _is_costly(name: str) -> bool:
-    parts = name.strip("_").lower().split("_")
-    return any(word in parts or (len(word) > 4 and word in name) for word in _COSTLY) and not any(
-        word in name for word in _CHEAP
-    )
+    return bool(_COSTLY.search(name)) and not any(word in name for word in _CHEAP)

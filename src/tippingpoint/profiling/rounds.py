@@ -84,8 +84,10 @@ def run_rounds(
         elapsed = clock() - begin
         if widths <= target:
             reason = f"95 % interval within {100 * target:g} %"
-        elif number >= MAX_ROUNDS or _has_plateaued(noise):
+        elif _has_plateaued(noise):
             reason = f"noise has plateaued after {number} rounds"
+        elif number >= MAX_ROUNDS:
+            reason = f"no more than {MAX_ROUNDS} rounds"
         elif elapsed + 2 * elapsed / number > budget_s:
             reason = f"time budget of {budget_s:.0f} s"
         else:

@@ -18,7 +18,7 @@ from typing import Any
 
 from tippingpoint.measurement import BEST_BATCH, Environment, Failure, Measurement, Memory, Outcome, Sample
 from tippingpoint.models.catalog import architecture_of, check_subject
-from tippingpoint.profiling.device import available_memory, now
+from tippingpoint.profiling.device import available_memory, now, settle
 from tippingpoint.profiling.environment import usable_cores
 from tippingpoint.profiling.memory import SAFE_SHARE, KnownPoints
 from tippingpoint.profiling.process import WorkerError, WorkerProcess
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 MAX_BATCH_SIZE = 256
 # A doubled batch must give at least this much more throughput to be worth it.
 BATCH_GAIN = 0.05
+# One call of the largest batch may take this share of the time for all timed rounds.
+_BATCH_CALL_SHARE = 0.1
 # Parts of a length at which memory is measured before the whole is refused.
 _PROBE_SHARES = (64, 32)
 
@@ -276,7 +278,7 @@ def _measure_group(
         for arm in list(alive):
             say(f"{arm.name}: best batch size")
             with contextlib.suppress(WorkerError):
-                _set_best_batch_size(arm, session)
+                _set_best_batch_size(arm, session, _BATCH_CALL_SHARE * effort.budget_s)
                 continue
             alive.remove(arm)
         if any(arm.workload.batch_size != arm.batch_size for arm in alive):
@@ -318,6 +320,7 @@ class _Timed:
     session: str
 
     def time_block(self, calls: int) -> tuple[float, float | None]:
+        settle()
         return self.arm.ask(self.session, "time_block", calls)
 
 
@@ -349,8 +352,11 @@ def _measurement(
     )
 
 
-def _set_best_batch_size(arm: _Arm, session: str) -> None:
-    """Double an arm's batch while that gives at least 5 % more throughput and fits; leave it at the best."""
+def _set_best_batch_size(arm: _Arm, session: str, longest_call_s: float) -> None:
+    """Double an arm's batch while that gives at least 5 % more throughput and fits; leave it at the best.
+
+    A batch that would take longer than `longest_call_s` is not tried: the budget is for the comparison.
+    """
     assert arm.alone is not None
     base = arm.batch_size
     measured = arm.outcomes[0]
@@ -360,6 +366,8 @@ def _set_best_batch_size(arm: _Arm, session: str) -> None:
     per_sequence = arm.alone.memory.call_bytes / base
     while best * 2 <= arm.largest_batch:
         size = best * 2
+        if size / arm.batch_curve[best] > longest_call_s:
+            break
         if size * per_sequence > SAFE_SHARE * arm.ask(session, "available_bytes"):
             break
         arm.workload = arm.workload.replace(batch_size=size)

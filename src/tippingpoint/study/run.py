@@ -22,19 +22,17 @@ from tippingpoint.profiling.environment import usable_cores
 from tippingpoint.profiling.process import WorkerProcess
 from tippingpoint.profiling.session import Effort, measure_together
 from tippingpoint.store import Store
-from tippingpoint.study.search import Known, Step, next_step, pairs
+from tippingpoint.study.search import Known, Step, next_step, pairs, rounds_budget_s
 from tippingpoint.units import format_length, format_seconds
 from tippingpoint.workload import Study, Subject
 
 logger = logging.getLogger(__name__)
 
-# Timed rounds of one session may take this share of what is left, between these bounds (seconds).
-_ROUNDS_SHARE = 0.1
-_ROUNDS_BOUNDS_S = (2.0, 30.0)
-_TIMEOUT_S = 600.0
+# A single answer of a worker is waited for twice the remaining budget, between these bounds (seconds).
+_TIMEOUT_BOUNDS_S = (120.0, 3600.0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class StudyResult:
     """What a study found.
 
@@ -54,6 +52,17 @@ class StudyResult:
     seconds: float
     complete: bool
 
+    def __str__(self) -> str:
+        measured = sum(isinstance(outcome, Measurement) for outcome in self.outcomes)
+        lines = [
+            f"study {self.study.name}: {measured} measurements, {len(self.outcomes) - measured} failures, "
+            f"{format_seconds(self.seconds)} on {self.environment}"
+        ]
+        lines += [f"  {point.phase} {point.metric}: {point.answer}" for point in self.tipping_points]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
 
 def resolve_study(study: Study) -> Study:
     """Return the study with every subject checked and written out, and threads resolved.
@@ -65,10 +74,10 @@ def resolve_study(study: Study) -> Study:
     modality = modality_of(tuple(subjects.values()))
     if modality != study.modality:
         raise InputError(f"the study says modality {study.modality!r}, and its subjects are of {modality}")
-    low, high = study.lengths
+    _, high = study.lengths
     for subject in subjects.values():
         rule = architecture_of(subject)
-        if rule.nearest_legal(high) < max(low, rule.lengths.minimum):
+        if high < rule.lengths.minimum:
             rule.check_length(high)
     return study.replace(
         baselines=tuple(subjects[subject] for subject in study.baselines),
@@ -116,7 +125,7 @@ def run_study(study: Study, store: Store, *, progress: Callable[[str], None] | N
     key = study_key(study)
     assert study.threads is not None
     say("starting the measuring process")
-    with WorkerProcess(study.device, study.threads, timeout_s=_TIMEOUT_S) as worker:
+    with WorkerProcess(study.device, study.threads, timeout_s=_TIMEOUT_BOUNDS_S[0]) as worker:
         environment = worker.environment
     while True:
         known = read_known(study, store, environment)
@@ -125,15 +134,16 @@ def run_study(study: Study, store: Store, *, progress: Callable[[str], None] | N
         step = next_step(study, known, remaining)
         if step is None:
             break
-        # The first session of every phase is run whatever the budget, so that there is an answer at all.
-        if remaining <= 0 and any(phase == step.phase for phase, _ in known.seconds):
-            break
         say(_announce(study, step, spent))
         begin = now()
         outcomes = measure_together(
             [study.workload(subject, step.length, step.phase) for subject in step.subjects],
             baselines=sum(subject in study.baselines for subject in step.subjects),
-            effort=Effort(target=study.target, budget_s=_rounds_budget(remaining), timeout_s=_TIMEOUT_S),
+            effort=Effort(
+                target=study.target,
+                budget_s=rounds_budget_s(study),
+                timeout_s=min(_TIMEOUT_BOUNDS_S[1], max(_TIMEOUT_BOUNDS_S[0], 2 * remaining)),
+            ),
             largest_batches=step.largest_batches if "throughput" in study.metrics else None,
             known=[_memory_points(study, subject, step.phase, known) for subject in step.subjects],
             progress=lambda line: say(f"    {line}"),
@@ -265,17 +275,8 @@ def pair_study(
 
 def read_known(study: Study, store: Store, environment: Environment) -> Known:
     """Return what a store knows that bears on a study: the same subjects under the same conditions."""
-    outcomes: list[Outcome] = []
-    seconds: dict[tuple[str, float], float] = {}
-    for session in store.sessions(environment=environment.fingerprint):
-        ours = [outcome for outcome in session.outcomes if _belongs(study, outcome)]
-        outcomes += ours
-        if ours:
-            workload = ours[0].workload
-            key = (workload.phase, workload.length)
-            # Of several sessions at one length the fullest tells best what a whole step costs.
-            seconds[key] = max(seconds.get(key, 0.0), session.seconds)
-    return Known(tuple(outcomes), seconds)
+    found = store.outcomes(environment=environment.fingerprint)
+    return Known(tuple(outcome for outcome in found if _belongs(study, outcome)))
 
 
 def _belongs(study: Study, outcome: Outcome) -> bool:
@@ -297,11 +298,6 @@ def _memory_points(study: Study, subject: Subject, phase: str, known: Known) -> 
 
 def _seconds_spent(store: Store, key: str) -> float:
     return sum(session.seconds for session in store.sessions() if session.study == key)
-
-
-def _rounds_budget(remaining_s: float) -> float:
-    low, high = _ROUNDS_BOUNDS_S
-    return min(high, max(low, _ROUNDS_SHARE * remaining_s))
 
 
 def _announce(study: Study, step: Step, spent_s: float) -> str:

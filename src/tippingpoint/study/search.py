@@ -11,22 +11,30 @@ A killed study goes on where it was, because the next step follows from the stor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tippingpoint.analysis.comparison import ComparisonPoint, comparison_points
 from tippingpoint.measurement import Failure, Measurement, Outcome, is_best_batch
 from tippingpoint.models.catalog import architecture_of
+from tippingpoint.profiling.rounds import MIN_ROUNDS
 from tippingpoint.workload import Study, Subject
 
 # A longer step is cheap if it is expected to take less than this share of the study's budget.
 _CHEAP = 1 / 15
-# Costs grow with positions to this power at most; between linear and quadratic on real encoders.
+# Between linear and quadratic, which is where real encoders are, a latency grows with this power of positions.
 _GROWTH = 1.6
-# What a subject costs in a session whatever the length: two processes, two models built, one warm-up.
-_FIXED_S = 2.0
 # Refining must still be affordable after the grid has grown.
 _GROW_SHARE = 0.65
+# Inference may take this much of the budget while training waits.
+_FIRST_PHASE_SHARE = 0.6
+# Seconds a subject costs in a session whatever the length: two processes, two models built, one warm-up.
+_FIXED_S = 2.5
+# A training step, where only inference is known: backward takes twice the forward pass, and the optimizer.
+_TRAINING_FACTOR = 5.0
+# Timed rounds of one session may take this share of the budget, between these bounds in seconds.
+_ROUNDS_SHARE = 0.02
+_ROUNDS_BOUNDS_S = (2.0, 30.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,26 +55,36 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a store holds for a study: outcomes, and what each (phase, length) cost in seconds."""
+    """What a store holds for a study."""
 
-    outcomes: tuple[Outcome, ...]
-    seconds: Mapping[tuple[str, float], float]
+    outcomes: tuple[Outcome, ...] = ()
 
 
 def next_step(study: Study, known: Known, remaining_s: float) -> Step | None:
-    """Return the session that is most worth measuring, or None when there is nothing left to do.
+    """Return the session that is most worth measuring, or None when nothing is left that can be afforded.
+
+    The first session of a phase is returned whatever remains, so that every phase has an answer.
 
     Args:
         study: With subjects resolved.
         known: What was measured.
-        remaining_s: Seconds of budget left for the phase at hand and those after it.
+        remaining_s: Seconds of budget left.
     """
-    for number, phase in enumerate(study.phases):
-        share = remaining_s / (len(study.phases) - number)
-        step = _grow(study, phase, known, share) or _refine(study, phase, known, share)
-        if step:
-            return step
+    reserved = (1 - _FIRST_PHASE_SHARE) * study.budget_s if len(study.phases) > 1 else 0.0
+    allowances = [remaining_s - reserved, *[remaining_s] * (len(study.phases) - 1)]
+    # What is left when no phase can use its own share goes to whichever can still use it.
+    for shares in (allowances, [remaining_s] * len(study.phases)):
+        for phase, allowance in zip(study.phases, shares, strict=True):
+            step = _grow(study, phase, known, allowance) or _refine(study, phase, known, allowance)
+            if step:
+                return step
     return None
+
+
+def rounds_budget_s(study: Study) -> float:
+    """Return the seconds that the timed rounds of one session may take."""
+    low, high = _ROUNDS_BOUNDS_S
+    return min(high, max(low, _ROUNDS_SHARE * study.budget_s))
 
 
 def _grow(study: Study, phase: str, known: Known, budget_s: float) -> Step | None:
@@ -75,6 +93,8 @@ def _grow(study: Study, phase: str, known: Known, budget_s: float) -> Step | Non
     longest = max(done, default=None)
     if longest is None:
         length = _legal(study, low)
+    elif budget_s <= 0:
+        return None
     else:
         if longest >= _legal(study, high) or _all_settled(study, phase, known):
             return None
@@ -91,7 +111,8 @@ def _grow(study: Study, phase: str, known: Known, budget_s: float) -> Step | Non
         if length <= longest:
             return None
     alive = _alive(study, phase, known)
-    if len(alive) < 1 or not any(subject in study.baselines for subject in alive):
+    # A longer length says nothing new once every baseline or every variant has failed.
+    if not set(alive) & set(study.baselines) or not set(alive) & set(study.variants):
         return None
     return _step(study, phase, length, alive, known, "growing")
 
@@ -116,7 +137,7 @@ def _refine(study: Study, phase: str, known: Known, budget_s: float) -> Step | N
     for _, middle, baseline, variant in sorted(candidates, key=lambda c: -c[0]):
         subjects = (baseline, variant)
         expected = _expected(study, phase, middle, subjects, known)
-        if expected is not None and expected > budget_s:
+        if (expected or 0.0) > budget_s:
             continue
         return _step(study, phase, middle, subjects, known, "refining")
     return None
@@ -196,23 +217,45 @@ def _bracket(points: Sequence[ComparisonPoint]) -> tuple[float, float] | None:
 
 
 def _expected(study: Study, phase: str, length: float, subjects: Sequence[Subject], known: Known) -> float | None:
-    """Return seconds a step should take, from the nearest length that was measured in this phase.
-
-    With nothing known of training, three times inference.
-    """
-    factor = 1.0
-    costs = {at: seconds for (kind, at), seconds in known.seconds.items() if kind == phase}
-    if not costs and phase == "training":
-        factor = 3.0
-        costs = {at: seconds for (kind, at), seconds in known.seconds.items() if kind == "inference"}
-    if not costs:
+    """Return seconds a step should take, from measured latencies; None where nothing is known."""
+    calls = [_predict_latency(study, phase, length, subject, known) for subject in subjects]
+    latencies = [latency for latency in calls if latency is not None]
+    if not latencies:
         return None
-    positions = architecture_of(study.baselines[0]).positions
-    nearest = min(costs, key=lambda at: abs(math.log(at / length)))
+    # A subject that is not known yet costs as much as the others do on average.
+    together = sum(latencies) / len(latencies) * len(subjects)
+    # memory (training: two steps), inspection, cold call and warm-up
+    alone = (4 if phase == "inference" else 5) * together
+    rounds = max(MIN_ROUNDS * together, min(rounds_budget_s(study), 50 * together))
+    if "throughput" in study.metrics and any(
+        _largest_useful_batch(subject, phase, length, known) != study.batch_size for subject in subjects
+    ):
+        rounds = 2 * rounds + 3 * together
+    return _FIXED_S * len(subjects) + alone + rounds
+
+
+def _predict_latency(study: Study, phase: str, length: float, subject: Subject, known: Known) -> float | None:
+    """Return a subject's expected seconds for one call, from its nearest measured length."""
+    seen = {
+        kind: {
+            outcome.workload.length: outcome.latency_s
+            for outcome in _of_phase(kind, known)
+            if isinstance(outcome, Measurement)
+            and outcome.workload.subject == subject
+            and outcome.workload.batch_size == study.batch_size
+        }
+        for kind in dict.fromkeys((phase, *study.phases))
+    }
+    factor = 1.0
+    latencies = seen[phase]
+    if not latencies and phase == "training":
+        factor, latencies = _TRAINING_FACTOR, seen.get("inference", {})
+    if not latencies:
+        return None
+    positions = architecture_of(subject).executed_positions
+    nearest = min(latencies, key=lambda at: abs(math.log(at / length)))
     growth = (positions(length) / positions(nearest)) ** (_GROWTH if length > nearest else 1.0)
-    fixed = min(_FIXED_S * len(study.subjects), 0.8 * costs[nearest])
-    whole = fixed + factor * (costs[nearest] - fixed) * growth
-    return whole * len(subjects) / len(study.subjects)
+    return factor * latencies[nearest] * growth
 
 
 def _largest_useful_batch(subject: Subject, phase: str, length: float, known: Known) -> int | None:

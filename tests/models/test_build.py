@@ -1,0 +1,222 @@
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tippingpoint.errors import UnsupportedError
+from tippingpoint.models.build import LiveSubject, build, make_config
+from tippingpoint.models.catalog import ARCHITECTURES
+from tippingpoint.profiling.flops import count_flops
+from tippingpoint.workload import PHASES, Workload
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+every_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
+every_phase = pytest.mark.parametrize("phase", PHASES)
+
+
+def tiny(subject: str, phase: str = "inference", length: float | None = None, **fields: Any) -> Workload:
+    row = ARCHITECTURES[subject.partition("@")[0]]
+    length = length or row.nearest_legal({"text": 70, "speech": 0.2, "vision": 64}[row.modality])
+    return Workload(subject, length, phase=phase, size="tiny", batch_size=2, **fields)
+
+
+def hidden(subject: LiveSubject, workload: Workload) -> Tensor:
+    with torch.inference_mode():
+        return subject.model(**subject.inputs(workload)).last_hidden_state
+
+
+@every_architecture
+@every_phase
+def test_every_architecture_runs_in_every_phase(name, phase):
+    workload = tiny(name, phase)
+    call = build(workload).call(workload)
+    assert call() is None
+    assert call() is None
+
+
+@every_architecture
+def test_the_same_workload_is_built_with_the_same_weights_and_inputs_each_time(name):
+    workload = tiny(name)
+    first, second = build(workload), build(workload)
+    for one, other in zip(first.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    again = second.inputs(workload)
+    for key, tensor in first.inputs(workload).items():
+        assert torch.equal(tensor, again[key])
+        assert tensor.shape[0] == workload.batch_size
+
+
+@every_architecture
+def test_dropout_is_off_in_inference(name):
+    workload = tiny(name)
+    subject = build(workload)
+    assert not subject.model.training
+    assert torch.equal(hidden(subject, workload), hidden(subject, workload))
+    _, operators = count_flops(subject.call(workload))
+    assert not {"bernoulli_", "native_dropout", "rand"} & set(operators)
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "vit"])
+def test_what_the_published_model_drops_in_training_is_dropped_here(name):
+    workload = tiny(name, "training")
+    subject = build(workload)
+    assert subject.model.training
+    _, operators = count_flops(subject.call(workload))
+    assert {"bernoulli_", "rand"} & set(operators)
+
+
+def test_layers_are_never_dropped_and_nothing_is_masked_in_speech_training():
+    workload = tiny("hubert", "training")
+    subject = build(workload)
+    assert subject.config["layerdrop"] == 0
+    assert not subject.config["apply_spec_augment"]
+    runs: list[str] = []
+    for name, module in subject.model.named_modules():
+        if type(module).__name__ == "HubertEncoderLayer":
+            module.register_forward_pre_hook(lambda module, args, name=name: runs.append(name))
+    call = subject.call(workload)
+    for _ in range(20):
+        call()
+    assert len(runs) == 20 * subject.config["num_hidden_layers"]
+
+
+def moved(subject: LiveSubject, call: Callable[[], None]) -> set[str]:
+    before = {name: parameter.detach().clone() for name, parameter in subject.model.named_parameters()}
+    call()
+    return {name for name, parameter in subject.model.named_parameters() if not torch.equal(parameter, before[name])}
+
+
+@every_architecture
+def test_a_training_step_moves_every_weight_that_has_a_part_in_the_hidden_states(name):
+    workload = tiny(name, "training")
+    subject = build(workload)
+    still = {name for name, _ in subject.model.named_parameters()} - moved(subject, subject.call(workload))
+    # Poolers come after the hidden states, a masked frame's embedding and a global attention are not asked for, and
+    # a key's bias shifts all scores of a query alike.
+    excused = ("pooler", "_global", "masked_spec_embed", "key.bias", "k_proj.bias")
+    assert [name for name in still if not any(part in name for part in excused)] == []
+
+
+@every_architecture
+def test_an_inference_call_moves_nothing_and_keeps_no_graph(name):
+    workload = tiny(name)
+    subject = build(workload)
+    assert moved(subject, subject.call(workload)) == set()
+    assert not any(parameter.requires_grad for parameter in subject.model.parameters())
+
+
+@every_architecture
+@every_phase
+def test_inputs_are_made_once_and_outside_of_the_call(name, phase):
+    workload = tiny(name, phase)
+    made: list[int] = []
+    row = ARCHITECTURES[name]
+
+    def counted(config: Any, batch_size: int, length: float, generator: Any) -> dict[str, Any]:
+        made.append(batch_size)
+        return row.inputs(config, batch_size, length, generator)
+
+    subject = dataclasses.replace(build(workload), architecture=dataclasses.replace(row, inputs=counted))
+    call = subject.call(workload)
+    assert made == [2]
+    _, operators = count_flops(call)
+    call()
+    assert made == [2]
+    assert not {"randint", "randn", "normal_", "uniform_"} & set(operators)
+
+
+@given(length=st.integers(65, 4000), size=st.sampled_from(["base", "tiny"]))
+@settings(max_examples=30)
+def test_nystromformer_is_configured_for_a_multiple_of_its_landmarks_and_never_for_full_attention(length, size):
+    config = make_config(Workload("nystromformer", length, size=size)).to_dict()
+    padded = config["segment_means_seq_len"]
+    assert padded % config["num_landmarks"] == 0
+    assert length <= padded < length + config["num_landmarks"]
+    # The library takes full attention where the two are equal.
+    assert padded != config["num_landmarks"]
+    assert config["max_position_embeddings"] >= padded
+    assert padded == ARCHITECTURES["nystromformer"].executed_positions(length)
+
+
+@pytest.mark.parametrize(("length", "padded"), [(129, 192), (192, 192), (193, 256)])
+def test_nystromformer_runs_on_the_padded_length_and_never_holds_a_square_of_it(length, padded):
+    workload = tiny("nystromformer", length=length)
+    subject = build(workload)
+    inputs = subject.inputs(workload)
+    assert inputs["input_ids"].shape == (2, padded)
+    assert (inputs["input_ids"][:, length:] == subject.config["pad_token_id"]).all()
+    if length == padded:
+        assert "attention_mask" not in inputs
+    else:
+        seen = inputs["attention_mask"] == 0
+        assert seen.sum(dim=-1).flatten().tolist() == [length, length]
+    shapes: set[tuple[int, ...]] = set()
+
+    class Shapes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, Tensor):
+                shapes.add(tuple(result.shape[-2:]))
+            return result
+
+    with Shapes(), torch.no_grad():
+        subject.model(**inputs)
+    assert (padded, 64) in shapes
+    assert (padded, padded) not in shapes
+
+
+def test_longformers_positions_begin_after_the_padding_index_and_grow_with_the_padded_length():
+    for length, table in ((1, 4098), (4096, 4098), (4097, 4610), (5000, 5122)):
+        config = make_config(Workload("longformer", length))
+        assert (config.max_position_embeddings, config.pad_token_id) == (table, 1)
+    workload = tiny("longformer", length=4097).replace(batch_size=1)
+    assert hidden(build(workload), workload).shape[1] == 4097
+
+
+def test_berts_positions_grow_with_the_length_and_are_never_fewer_than_published():
+    for length, table in ((5, 512), (512, 512), (513, 513), (3000, 3000)):
+        assert make_config(Workload("bert", length)).max_position_embeddings == table
+    workload = tiny("bert", length=700)
+    assert hidden(build(workload), workload).shape[1] == 700
+
+
+@pytest.mark.parametrize("name", ["bert", "longformer", "nystromformer"])
+def test_random_tokens_are_never_special_ones(name):
+    workload = tiny(name, length=300).replace(batch_size=8)
+    ids = build(workload).inputs(workload)["input_ids"][:, :300]
+    assert ids.min() >= 5
+    assert ids.max() < 1000
+    assert len(ids.unique()) > 500
+
+
+@pytest.mark.parametrize("name", ["bert@local:window=3", "bert@eager", "bert"])
+def test_the_variant_of_the_subject_is_what_the_model_runs(name):
+    subject = build(tiny(name))
+    expected = {"bert@local:window=3": "tippingpoint local:window=3", "bert@eager": "eager", "bert": "sdpa"}[name]
+    assert subject.model.config._attn_implementation == expected
+
+
+def test_inference_in_a_lower_precision_has_weights_of_it_and_training_has_not():
+    inference = build(tiny("hubert", dtype="bfloat16"))
+    assert {p.dtype for p in inference.model.parameters()} == {torch.bfloat16}
+    assert inference.inputs(tiny("hubert"))["input_values"].dtype == torch.bfloat16
+    training = build(tiny("hubert", "training", dtype="bfloat16"))
+    assert {p.dtype for p in training.model.parameters()} == {torch.float32}
+
+
+@every_architecture
+@every_phase
+def test_every_architecture_runs_in_bfloat16_or_says_why_not(name, phase):
+    workload = tiny(name, phase, dtype="bfloat16")
+    if ARCHITECTURES[name].needs_float32 and phase == "inference":
+        with pytest.raises(UnsupportedError, match=f"{name} runs inference in float32 only .*, got bfloat16"):
+            build(workload)
+    else:
+        build(workload).call(workload)()
