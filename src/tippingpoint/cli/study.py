@@ -31,7 +31,7 @@ def command(
     Example: tippingpoint study text --size tiny --budget 30s
     """
     from tippingpoint.cli.output import progress, show, show_json
-    from tippingpoint.report.tables import measurements_table, tipping_points_table
+    from tippingpoint.report.tables import measurements_table, notes, tipping_points_table
     from tippingpoint.store import Store
     from tippingpoint.study.files import load_study
     from tippingpoint.study.presets import PRESETS
@@ -60,8 +60,8 @@ def command(
     for kind in result.study.phases:
         show(measurements_table(result.outcomes, result.study.subjects, kind), "")
     show(tipping_points_table(result.tipping_points), "")
-    for note in dict.fromkeys(note for point in result.tipping_points for note in point.notes):
-        show(f"note: {note}")
+    for line in notes(result.tipping_points):
+        show(f"note: {line}")
     if not result.complete:
         show(
             f"note: the budget of {format_seconds(result.study.budget_s)} ended first; the same command with a "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tippingpoint.measurement import Memory
 from tippingpoint.models.architecture import Architecture
 from tippingpoint.workload import Workload
 
@@ -13,7 +14,7 @@ SAFE_SHARE = 0.9
 _MARGIN = 1.15
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-# (positions of one sequence, bytes its call needed beyond the weights), at the workload's batch size
+# (positions of one sequence, bytes of activations: see `activation_bytes`), at the workload's batch size
 KnownPoints = Sequence[tuple[int, int]]
 
 
@@ -22,6 +23,11 @@ def weight_bytes(workload: Workload, parameters: int) -> int:
     if workload.phase == "training":
         return parameters * 4 * 4
     return parameters * _BYTES[workload.dtype]
+
+
+def activation_bytes(workload: Workload, memory: Memory, parameters: int) -> int:
+    """Return the part of a measured peak that grows with the length: without weights, gradients and moments."""
+    return max(0, memory.peak_bytes - weight_bytes(workload, parameters))
 
 
 def bound_call_bytes(workload: Workload, architecture: Architecture, config: Mapping[str, Any]) -> int:

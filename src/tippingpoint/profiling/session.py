@@ -16,11 +16,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tippingpoint.errors import InputError, TippingPointError
 from tippingpoint.measurement import BEST_BATCH, Environment, Failure, Measurement, Memory, Outcome, Sample
 from tippingpoint.models.catalog import architecture_of, check_subject
 from tippingpoint.profiling.device import available_memory, now, settle
 from tippingpoint.profiling.environment import usable_cores
-from tippingpoint.profiling.memory import SAFE_SHARE, KnownPoints
+from tippingpoint.profiling.memory import SAFE_SHARE, KnownPoints, activation_bytes
 from tippingpoint.profiling.process import WorkerError, WorkerProcess
 from tippingpoint.profiling.rounds import run_rounds
 from tippingpoint.profiling.timing import WarmUp, calls_per_block
@@ -90,7 +91,11 @@ class _Arm:
     def process(self, effort: Effort) -> Iterator[WorkerProcess]:
         """Live in a fresh process for a while."""
         assert self.workload.threads is not None, "threads were resolved"
-        with WorkerProcess(self.workload.device, self.workload.threads, timeout_s=effort.timeout_s) as worker:
+        try:
+            started = WorkerProcess(self.workload.device, self.workload.threads, timeout_s=effort.timeout_s)
+        except WorkerError as error:
+            raise TippingPointError(f"a measuring process could not start: {error}") from error
+        with started as worker:
             self.worker = worker
             try:
                 yield worker
@@ -186,12 +191,15 @@ def measure_together(
         One outcome for each workload, in order, and after them those at other batch sizes.
 
     Raises:
-        InputError: If a workload itself is not legal.
+        InputError: If a workload itself is not legal, or a subject stands twice.
     """
     effort = effort or Effort()
     say = progress or (lambda line: logger.info("%s", line))
     session = uuid.uuid4().hex[:12]
     arms = [_Arm(resolve_workload(workload)) for workload in workloads]
+    twice = {arm.name for arm in arms if sum(other.name == arm.name for other in arms) > 1}
+    if twice:
+        raise InputError(f"each subject can stand once in a session, {', '.join(sorted(twice))} stands twice")
     for arm, limit in zip(arms, largest_batches or [None] * len(arms), strict=True):
         arm.largest_batch = limit or MAX_BATCH_SIZE
     for arm, points in zip(arms, known or [()] * len(arms), strict=True):
@@ -224,8 +232,12 @@ def _measure_alone(arm: _Arm, known: KnownPoints, effort: Effort, session: str) 
             # What does not fit at a small part of the length does not fit at the whole of it.
             arm.outcomes += [replace(lost, workload=arm.workload) for lost in shorter.outcomes]
             raise error
-        points.append((shorter.positions, alone.memory.call_bytes))
+        points.append(_memory_point(shorter, alone))
     return _inspect(arm, points, effort, session)
+
+
+def _memory_point(arm: _Arm, alone: _Alone) -> tuple[int, int]:
+    return arm.positions, activation_bytes(arm.workload, alone.memory, alone.parameters)
 
 
 def _inspect(arm: _Arm, known: KnownPoints, effort: Effort, session: str) -> _Alone:
@@ -266,9 +278,11 @@ def _measure_group(
         alive = []
         for arm in arms:
             assert arm.alone is not None
+            # A baseline may have been in an earlier group, and left it at another batch size.
+            arm.workload = arm.workload.replace(batch_size=arm.batch_size)
             stack.enter_context(arm.process(effort))
             with contextlib.suppress(WorkerError):
-                arm.ask(session, "build", arm.workload, ((arm.positions, arm.alone.memory.call_bytes),))
+                arm.ask(session, "build", arm.workload, (_memory_point(arm, arm.alone),))
                 alive.append(arm)
         say(f"latency of {', '.join(arm.name for arm in alive)}")
         alive = _time(alive, baselines, effort, session)
@@ -363,7 +377,7 @@ def _set_best_batch_size(arm: _Arm, session: str, longest_call_s: float) -> None
     assert isinstance(measured, Measurement)
     arm.batch_curve[base] = measured.sequences_per_s
     best = base
-    per_sequence = arm.alone.memory.call_bytes / base
+    per_sequence = _memory_point(arm, arm.alone)[1] / base
     while best * 2 <= arm.largest_batch:
         size = best * 2
         if size / arm.batch_curve[best] > longest_call_s:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from rich.table import Table
@@ -153,6 +154,16 @@ def tipping_points_table(points: Iterable[TippingPoint]) -> Table:
             positions,
         )
     return table
+
+
+def notes(points: Sequence[TippingPoint]) -> list[str]:
+    """Return the notes of tipping points: once what several say, and with its pair what only one says."""
+    said = Counter(note for point in points for note in point.notes)
+    lines = [note for note, count in said.items() if count > 1]
+    for point in points:
+        pair = f"{point.variant} against {point.baseline}, {point.phase} {point.metric.replace('_', ' ')}"
+        lines += [f"{pair}: {note}" for note in point.notes if said[note] == 1]
+    return lines
 
 
 def candidates_table(answer: Recommendation) -> Table:

@@ -19,6 +19,7 @@ from tippingpoint.measurement import Environment, Measurement, Outcome
 from tippingpoint.models.catalog import architecture_of, check_subject, modality_of
 from tippingpoint.profiling.device import now
 from tippingpoint.profiling.environment import usable_cores
+from tippingpoint.profiling.memory import activation_bytes
 from tippingpoint.profiling.process import WorkerProcess
 from tippingpoint.profiling.session import Effort, measure_together
 from tippingpoint.store import Store
@@ -287,7 +288,7 @@ def _belongs(study: Study, outcome: Outcome) -> bool:
 
 def _memory_points(study: Study, subject: Subject, phase: str, known: Known) -> list[tuple[int, int]]:
     return [
-        (outcome.positions, outcome.memory.call_bytes)
+        (outcome.positions, activation_bytes(outcome.workload, outcome.memory, outcome.parameters))
         for outcome in known.outcomes
         if isinstance(outcome, Measurement)
         and outcome.memory
