@@ -9,7 +9,7 @@ import numpy as np
 
 from tippingpoint.measurement import BEST_BATCH, Environment, Failure, Flops, Measurement, Memory, Outcome, Sample
 from tippingpoint.models.catalog import architecture_of
-from tippingpoint.study.search import Known, Step, next_step
+from tippingpoint.study.search import Known, Step, next_step, rounds_budget_s
 from tippingpoint.workload import Study, Subject, Workload
 
 MIB = 2**20
@@ -141,7 +141,6 @@ class Machine:
         room: Bytes there are; what needs more runs out of memory.
         noise: Standard deviation of the logarithm of a time.
         overhead_s: Seconds for a session whatever its length, for each subject.
-        calls: How many calls of each subject a session makes.
         best_batch: Throughput grows up to this batch size.
     """
 
@@ -154,7 +153,6 @@ class Machine:
         room: float = math.inf,
         noise: float = 0.02,
         overhead_s: float = 1.5,
-        calls: int = 40,
         best_batch: int = 4,
         seed: int = 0,
     ) -> None:
@@ -164,7 +162,6 @@ class Machine:
         self.room = room
         self.noise = noise
         self.overhead_s = overhead_s
-        self.calls = calls
         self.best_batch = best_batch
         self.generator = np.random.default_rng(seed)
         self.steps: list[Step] = []
@@ -213,31 +210,32 @@ class Machine:
                         **fields,
                     )
                 )
-            seconds += self.calls * sum(costs.values())
+            together = sum(costs.values())
+            # cold call, warm-up and memory; then at least four rounds, and more while they take no time
+            seconds += 4 * together + max(4 * together, min(rounds_budget_s(self.study), 50 * together))
         self.steps.append(step)
         self.sessions.append((outcomes, seconds))
         return outcomes, seconds
 
-    def known(self, sessions: Sequence[tuple[list[Outcome], float]] | None = None) -> Known:
-        """Return what a store would hold after these sessions; all of them by default."""
-        chosen = self.sessions if sessions is None else sessions
-        seconds: dict[tuple[str, float], float] = {}
-        for outcomes, spent in chosen:
-            key = (outcomes[0].workload.phase, outcomes[0].workload.length)
-            seconds[key] = max(seconds.get(key, 0.0), spent)
-        return Known(tuple(outcome for outcomes, _ in chosen for outcome in outcomes), seconds)
+    @property
+    def known(self) -> Known:
+        """What a store would hold."""
+        return known_of(self.sessions)
 
     @property
     def spent_s(self) -> float:
         return sum(seconds for _, seconds in self.sessions)
 
     def finish(self, *, most_steps: int = 200) -> Known:
-        """Do what the coordinator does: ask for the next step and run it until there is none or the budget ends."""
+        """Do what the coordinator does: ask for the next step and run it until there is none."""
         for _ in range(most_steps):
-            known = self.known()
-            remaining = self.study.budget_s - self.spent_s
-            step = next_step(self.study, known, remaining)
-            if step is None or (remaining <= 0 and any(phase == step.phase for phase, _ in known.seconds)):
-                return known
+            step = next_step(self.study, self.known, self.study.budget_s - self.spent_s)
+            if step is None:
+                return self.known
             self.run(step)
         raise AssertionError(f"the search did not end within {most_steps} steps")
+
+
+def known_of(sessions: Sequence[tuple[list[Outcome], float]]) -> Known:
+    """What a store would hold after these sessions."""
+    return Known(tuple(outcome for outcomes, _ in sessions for outcome in outcomes))

@@ -23,7 +23,7 @@ BEST_BATCH = "-batch"
 # Above it, replicates are still too narrow by sqrt((n - 1) / n) and by the normal quantile where Student's
 # belongs, together 1 + 1.7 / (n - 1) to first order (the expanded percentile interval of Hesterberg,
 # arXiv:1411.5279). Without that the 95 % interval of 8 samples holds the truth in 90 % of cases.
-_FEWEST_FOR_BOOTSTRAP = 8
+FEWEST_FOR_BOOTSTRAP = 8
 _TOO_NARROW = 1.7
 
 
@@ -304,7 +304,7 @@ def center_replicates(values: Sequence[float] | np.ndarray, seed: int = 0, count
     if values.size == 0:
         raise ValueError("no values to resample")
     generator = np.random.default_rng(seed)
-    if values.size >= _FEWEST_FOR_BOOTSTRAP:
+    if values.size >= FEWEST_FOR_BOOTSTRAP:
         picks = generator.integers(values.size, size=(count, values.size))
         center = np.median(values)
         return center + (1 + _TOO_NARROW / (values.size - 1)) * (np.median(values[picks], axis=1) - center)

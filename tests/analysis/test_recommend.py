@@ -144,6 +144,20 @@ def test_rounds_stay_paired_so_that_noise_in_common_does_not_hide_an_advantage()
     assert answer(documents(512), outcomes).choice == LOCAL
 
 
+def test_errors_at_different_lengths_average_out():
+    def width(lengths: tuple[int, ...]) -> float:
+        generator = np.random.default_rng(0)
+        outcomes: list[Outcome] = [
+            measurement(BERT, length, np.exp(0.1 * generator.standard_normal(40)), session=f"{length}-0")
+            for length in lengths
+        ]
+        found = answer(documents(*lengths), outcomes).candidates[0]
+        assert found.interval is not None
+        return found.interval[1] - found.interval[0]
+
+    assert width(tuple(range(100, 1000, 100))) < 0.6 * width((100,))
+
+
 def test_a_variant_within_noise_of_another_says_so():
     generator = np.random.default_rng(0)
     outcomes: list[Outcome] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +10,13 @@ from functools import cached_property
 import numpy as np
 
 from tippingpoint.analysis.comparison import MEMORY_TOLERANCE
-from tippingpoint.measurement import Measurement, Outcome, center_replicates, is_best_batch
+from tippingpoint.measurement import (
+    FEWEST_FOR_BOOTSTRAP,
+    Measurement,
+    Outcome,
+    center_replicates,
+    is_best_batch,
+)
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.workload import Subject
 
@@ -93,20 +100,36 @@ def cost_curve(
     chosen = {**at_batch, **at_best} if metric == "throughput" else at_batch
     columns = []
     for length, found in sorted(chosen.items()):
-        columns.append((length, _log_cost_replicates(found, metric)))
+        if metric == "peak_memory":
+            found = [measurement for measurement in found if measurement.memory]
+        if found:
+            columns.append((length, _log_cost_replicates(found, metric)))
     if not columns:
         return None
     return CostCurve(subject, tuple(length for length, _ in columns), np.stack([c for _, c in columns], axis=1))
 
 
 def _log_cost_replicates(found: Sequence[Measurement], metric: str) -> np.ndarray:
+    """Return replicates of the logarithm of the cost at one length, [replicates].
+
+    Rounds of one length are resampled alike for every subject, which keeps them paired. An error that is drawn,
+    because there are few rounds or a single reading, must be the subject's own.
+    """
+    subject, length = found[-1].workload.subject, float(found[-1].workload.length)
     if metric == "peak_memory":
         # A measurement that was made again at this length replaces the earlier one.
-        peaks = [measurement.memory.peak_bytes for measurement in found if measurement.memory]
-        noise = np.random.default_rng(0).standard_normal(_REPLICATES)
-        return np.log(peaks[-1]) + MEMORY_TOLERANCE / 1.96 * noise
+        memory = found[-1].memory
+        assert memory is not None, "measurements without memory were left out"
+        noise = np.random.default_rng(_seed(subject, length)).standard_normal(_REPLICATES)
+        return np.log(memory.peak_bytes) + MEMORY_TOLERANCE / 1.96 * noise
     sequences = [1 if metric == "latency" else measurement.workload.batch_size for measurement in found]
     seconds = np.concatenate(
         [measurement.per_call_s / count for measurement, count in zip(found, sequences, strict=True)]
     )
-    return center_replicates(np.log(seconds), count=_REPLICATES)
+    paired = seconds.size >= FEWEST_FOR_BOOTSTRAP
+    seed = _seed(length) if paired else _seed(subject, length)
+    return center_replicates(np.log(seconds), seed=seed, count=_REPLICATES)
+
+
+def _seed(*parts: object) -> int:
+    return zlib.crc32(" ".join(map(str, parts)).encode())

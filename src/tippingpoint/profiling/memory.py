@@ -12,6 +12,8 @@ from tippingpoint.workload import Workload
 # Never plan to use the last tenth of what is free: other programs grow too.
 SAFE_SHARE = 0.9
 _MARGIN = 1.15
+# What libraries take on the first call, whatever its size: threads' buffers, reordered weights, optimizer scratch.
+_OVERHEAD_BYTES = 64 * 2**20
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 # (positions of one sequence, bytes of activations: see `activation_bytes`), at the workload's batch size
@@ -31,7 +33,7 @@ def activation_bytes(workload: Workload, memory: Memory, parameters: int) -> int
 
 
 def bound_call_bytes(workload: Workload, architecture: Architecture, config: Mapping[str, Any]) -> int:
-    """Return a generous bound on what a call needs, in closed form, as if attention were unfused.
+    """Return a generous bound on a call's activations, in closed form, as if attention were unfused.
 
     Args:
         workload: What to run.
@@ -41,13 +43,17 @@ def bound_call_bytes(workload: Workload, architecture: Architecture, config: Map
     positions = architecture.executed_positions(workload.length)
     hidden = config.get("hidden_size") or config["embed_dim"]
     wide = config.get("intermediate_size") or 4 * hidden
-    heads = config.get("num_attention_heads") or max(config["num_heads"])
+    heads = config.get("num_attention_heads") or config["num_heads"][0]
     layers = config.get("num_hidden_layers") or sum(config["depths"])
-    size = _BYTES[workload.dtype]
-    score_matrices, layers_alive, front_ends = (3, 1, 3) if workload.phase == "inference" else (4, layers, 8)
-    layer = positions * (10 * hidden + 3 * wide) + score_matrices * heads * positions**2
-    front_end = front_ends * architecture.front_end_values(workload.length)
-    return workload.batch_size * size * (layers_alive * layer + front_end)
+    # Only windows of two dimensions bound what a layer holds: those of one are gathered in overlapping copies.
+    keys = min(positions, config["window_size"] ** 2) if "window_size" in config else positions
+    training = workload.phase == "training"
+    # Training in a lower precision keeps both precisions of much, and softmax is computed in float32 in any case.
+    size = 4 if training else _BYTES[workload.dtype]
+    layers_alive, front_ends = (layers, 12) if training else (1, 3)
+    layer = size * positions * (24 * hidden + 6 * wide) + 4 * 6 * heads * positions * keys
+    front_end = size * front_ends * architecture.front_end_values(workload.length)
+    return _OVERHEAD_BYTES + workload.batch_size * (layers_alive * layer + front_end)
 
 
 def predict_call_bytes(known: KnownPoints, positions: int) -> int | None:

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -73,13 +75,13 @@ class Zygote:
 
     def fork(self, connection: socket.socket, log: Any) -> int:
         """Start a worker on a connected socket; return its process id."""
-        with self._lock:
+        with self._lock, _ended_explained():
             socket.send_fds(self._control, [b"f"], [connection.fileno(), log.fileno()])
             return self._answer()
 
     def reap(self, pid: int, *, kill: bool) -> int:
         """Wait for a worker's end, killing it first if asked; return its wait status."""
-        with self._lock:
+        with self._lock, _ended_explained():
             self._control.sendall((b"k" if kill else b"w") + PID.pack(pid))
             return self._answer()
 
@@ -88,7 +90,7 @@ class Zygote:
         while len(data) < PID.size:
             part = self._control.recv(PID.size - len(data))
             if not part:
-                raise WorkerError("crashed", "the measuring process has ended unexpectedly")
+                raise ConnectionError("the zygote hung up")
             data += part
         return PID.unpack(data)[0]
 
@@ -97,6 +99,15 @@ class Zygote:
         self._control.close()
         self.process.wait()
         self._log.close()
+
+
+@contextmanager
+def _ended_explained() -> Iterator[None]:
+    """Turn a connection that breaks because the zygote is gone into the failure of a worker."""
+    try:
+        yield
+    except OSError as error:
+        raise WorkerError("crashed", "the measuring process has ended unexpectedly") from error
 
 
 class WorkerProcess:
@@ -117,8 +128,13 @@ class WorkerProcess:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._oom_kills = _count_oom_kills()
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._pid = self._zygote.fork(theirs, self._log)
+        try:
+            with theirs:
+                self._pid = self._zygote.fork(theirs, self._log)
+        except WorkerError:
+            ours.close()
+            self._log.close()
+            raise
         self._connection = Connection(ours.detach())
         self._alive = True
         try:
@@ -178,7 +194,9 @@ class WorkerProcess:
             return
         self._connection.close()
         if self._alive:
-            self._end(kill=True)
+            # Without the zygote there is nobody to ask, and nothing to end: its workers went with it.
+            with suppress(WorkerError):
+                self._end(kill=True)
         self._log.close()
 
     def __enter__(self) -> WorkerProcess:

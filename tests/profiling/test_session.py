@@ -1,0 +1,390 @@
+import math
+import os
+import resource
+import signal
+from collections.abc import Callable
+
+import pytest
+from processes import children_of, needs_proc
+
+from tippingpoint.analysis.comparison import comparison_points
+from tippingpoint.errors import InputError, UnsupportedError
+from tippingpoint.measurement import BEST_BATCH, Failure, Measurement, Outcome, paired_log_ratios
+from tippingpoint.profiling import process, session
+from tippingpoint.profiling.device import available_memory, now
+from tippingpoint.profiling.process import Zygote
+from tippingpoint.profiling.session import Effort, measure_together, profile
+from tippingpoint.workload import Workload
+
+QUICK = Effort(target=0.5, budget_s=0.1)
+
+
+def tiny(subject: str, length: float = 64, **fields) -> Workload:
+    return Workload(subject, length, **{"size": "tiny", "threads": 1, **fields})
+
+
+def quickly(workload: Workload) -> Measurement | Failure:
+    return profile(workload, target=0.5, budget_s=0.1)
+
+
+def measured(outcome: Outcome) -> Measurement:
+    assert isinstance(outcome, Measurement), outcome
+    return outcome
+
+
+def failed(outcome: Outcome) -> Failure:
+    assert isinstance(outcome, Failure), outcome
+    return outcome
+
+
+def workers() -> list[int]:
+    return sorted(children_of(Zygote.get().process.pid))
+
+
+@pytest.mark.parametrize(
+    ("subject", "length", "positions", "executed"),
+    [
+        ("bert", 48, 48, 48),
+        ("bert@eager", 48, 48, 48),
+        ("bert@local:window=8", 48, 48, 48),
+        ("longformer", 48, 48, 512),
+        ("nystromformer", 80, 80, 128),
+        ("hubert", 0.5, 24, 24),
+        ("hubert@local:window=5", 0.5, 24, 24),
+        ("vit", 64, 17, 17),
+        ("swinv2", 64, 256, 256),
+    ],
+)
+def test_every_subject_is_measured_with_its_positions_parameters_flops_and_memory(subject, length, positions, executed):
+    found = measured(quickly(tiny(subject, length)))
+    assert (found.positions, found.executed_positions) == (positions, executed)
+    assert found.parameters > 10_000
+    assert found.flops is not None
+    # Every position passes at least one multiply-add of every weight that is not an embedding.
+    assert found.flops.total > 1_000_000
+    assert found.memory is not None
+    assert 0 < found.memory.weights_bytes <= found.memory.peak_bytes
+    assert len(found.samples) >= 4
+    assert found.latency_s > 0
+    assert found.first_call_s > 0
+    assert str(found.workload.subject).startswith(subject)
+    assert found.environment.threads == 1
+
+
+@pytest.mark.parametrize(
+    ("subject", "attention"),
+    [
+        ("bert", "sdpa ("),
+        ("bert@eager", "eager"),
+        ("bert@local:window=8", "local:window=8 ("),
+        ("longformer", "a sliding window of 512"),
+    ],
+)
+def test_the_attention_that_really_ran_is_recorded(subject, attention):
+    assert measured(quickly(tiny(subject))).attention.startswith(attention)
+
+
+def test_training_costs_more_than_inference():
+    inference, training = (measured(quickly(tiny("bert", 256, phase=phase))) for phase in ("inference", "training"))
+    assert inference.flops is not None
+    assert training.flops is not None
+    assert inference.memory is not None
+    assert training.memory is not None
+    # The backward pass takes twice the forward pass, but for the gradient of the input.
+    assert 2.5 < training.flops.total / inference.flops.total < 3.1
+    assert training.latency_s > inference.latency_s
+    # weights, gradients and the two moments of AdamW
+    assert training.memory.peak_bytes > inference.memory.peak_bytes + 2 * 4 * training.parameters
+
+
+def test_the_score_matrix_of_eager_attention_takes_memory():
+    fused, eager = (measured(quickly(tiny(subject, 512))) for subject in ("bert", "bert@eager"))
+    assert fused.memory is not None
+    assert eager.memory is not None
+    score_matrix = 2 * 512 * 512 * 4
+    assert eager.memory.peak_bytes > fused.memory.peak_bytes + score_matrix
+
+
+def test_a_lower_precision_takes_less_memory():
+    single, half = (measured(quickly(tiny("bert", 512, dtype=dtype))) for dtype in ("float32", "bfloat16"))
+    assert single.memory is not None
+    assert half.memory is not None
+    assert half.memory.peak_bytes < single.memory.peak_bytes
+
+
+def test_a_session_gives_one_outcome_for_each_workload_in_order():
+    subjects = ["bert@eager", "bert", "nystromformer"]
+    found = [measured(o) for o in measure_together([tiny(s, 80) for s in subjects], baselines=2, effort=QUICK)]
+    assert [str(one.workload.subject) for one in found] == subjects
+    assert len({one.session for one in found}) == 1
+
+
+def test_rounds_of_a_session_are_paired_and_interleaved():
+    first, second = (measured(o) for o in measure_together([tiny("bert"), tiny("bert@eager")], effort=QUICK))
+    assert [sample.round for sample in first.samples] == [sample.round for sample in second.samples]
+    assert len(paired_log_ratios(first, second)) == len(first.samples)
+    for ours, theirs in zip(first.samples, second.samples, strict=True):
+        assert {ours.order, theirs.order} == {0, 1}
+    # every second round runs in the mirrored order
+    assert all(a.order != b.order for a, b in zip(first.samples[::2], first.samples[1::2], strict=True))
+    moments = sorted((s.started_s, s.round) for s in (*first.samples, *second.samples))
+    assert [number for _, number in moments] == sorted(number for _, number in moments)
+
+
+def test_two_sessions_are_told_apart():
+    one, other = (measured(quickly(tiny("bert"))) for _ in range(2))
+    assert one.session != other.session
+    with pytest.raises(ValueError, match="different sessions"):
+        paired_log_ratios(one, other)
+
+
+def test_a_subject_against_itself_is_within_noise():
+    # Two spellings of the fused attention.
+    found = measure_together(
+        [tiny("bert", 256), tiny("bert@sdpa", 256)], effort=Effort(target=0.01, budget_s=2.0)
+    )
+    ratios = paired_log_ratios(measured(found[0]), measured(found[1]))
+    assert abs(float(sorted(ratios)[len(ratios) // 2])) < 0.1
+
+
+def test_the_search_for_the_best_batch_leaves_its_curve_and_measures_there():
+    found = measure_together([tiny("bert", 32), tiny("bert@eager", 32)], effort=QUICK, largest_batches=[4, 4])
+    first = [measured(outcome) for outcome in found[:2]]
+    late = [measured(outcome) for outcome in found[2:]]
+    for one in first:
+        assert one.workload.batch_size == 1
+        assert one.batch_curve[0] == (1, pytest.approx(one.sequences_per_s))
+        assert [size for size, _ in one.batch_curve] == [1, 2, 4][: len(one.batch_curve)]
+        assert len(one.batch_curve) >= 2
+    # On any machine two sequences of 32 tokens take less than twice the time of one.
+    assert len(late) == 2
+    for one in late:
+        assert one.session == first[0].session + BEST_BATCH
+        assert one.workload.batch_size in (1, 2, 4)
+        assert one.memory is None
+        assert one.flops is None
+    points = comparison_points(
+        found, first[0].workload.subject, first[1].workload.subject, metric="throughput", phase="inference"
+    )
+    assert len(points) == 1
+
+
+def test_without_a_search_there_is_no_curve():
+    (found,) = measure_together([tiny("bert", 32)], effort=QUICK)
+    assert measured(found).batch_curve == ()
+
+
+def test_progress_is_told_line_by_line():
+    lines: list[str] = []
+    measure_together([tiny("bert"), tiny("bert@eager")], effort=QUICK, progress=lines.append)
+    assert [line.split(":")[0] for line in lines[:2]] == ["bert", "bert@eager"]
+    assert lines[2] == "latency of bert, bert@eager"
+    assert all("\n" not in line for line in lines)
+
+
+def during(phase: str, action: Callable[[list[int]], object]) -> Callable[[str], None]:
+    """A listener to progress that acts on the living workers when a phase begins."""
+
+    def listen(line: str) -> None:
+        if line.startswith(phase):
+            action(workers())
+
+    return listen
+
+
+@needs_proc
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_subject_whose_process_dies_is_a_row_and_the_other_one_is_measured(number):
+    found = measure_together(
+        [tiny("bert"), tiny("bert@eager")],
+        effort=QUICK,
+        progress=during("latency of", lambda pids: os.kill(pids[0], number)),
+    )
+    lost = failed(found[0])
+    assert (lost.kind, lost.refused) == ("crashed", False)
+    assert number.name in lost.message
+    assert lost.positions == 64
+    assert str(measured(found[1]).workload.subject) == "bert@eager"
+    assert workers() == []
+
+
+@needs_proc
+def test_a_subject_that_hangs_is_a_row_and_the_other_one_is_measured():
+    found = measure_together(
+        [tiny("bert"), tiny("bert@eager")],
+        effort=Effort(target=0.5, budget_s=0.1, timeout_s=2.0),
+        progress=during("latency of", lambda pids: os.kill(pids[1], signal.SIGSTOP)),
+    )
+    measured(found[0])
+    lost = failed(found[1])
+    assert lost.kind == "timeout"
+    assert "took longer than 2 s" in lost.message
+    assert workers() == []
+
+
+@needs_proc
+def test_a_study_outlives_the_process_that_workers_are_forked_from():
+    found = measure_together(
+        [tiny("bert"), tiny("bert@eager")],
+        effort=QUICK,
+        progress=during("latency of", lambda pids: os.kill(Zygote.get().process.pid, signal.SIGKILL)),
+    )
+    assert [failed(outcome).kind for outcome in found] == ["crashed", "crashed"]
+    measured(quickly(tiny("bert")))
+
+
+@needs_proc
+def test_every_subject_of_a_session_may_fail():
+    found = measure_together(
+        [tiny("bert"), tiny("bert@eager")],
+        effort=QUICK,
+        progress=during("latency of", lambda pids: [os.kill(pid, signal.SIGKILL) for pid in pids]),
+    )
+    assert [failed(outcome).kind for outcome in found] == ["crashed", "crashed"]
+
+
+@needs_proc
+def test_a_subject_that_dies_in_the_search_for_its_best_batch_keeps_what_was_measured_before():
+    found = measure_together(
+        [tiny("bert", 32), tiny("bert@eager", 32)],
+        effort=QUICK,
+        largest_batches=[4, 4],
+        progress=during("bert: best batch", lambda pids: os.kill(pids[0], signal.SIGKILL)),
+    )
+    assert [measured(outcome).workload.batch_size for outcome in found[:2]] == [1, 1]
+    (lost,) = [outcome for outcome in found if isinstance(outcome, Failure)]
+    assert lost.kind == "crashed"
+    assert lost.session.endswith(BEST_BATCH)
+
+
+def beyond_memory(length: int, needed: float) -> int:
+    """A length that needs at least ten times the memory there is, where `length` needs `needed` bytes."""
+    return int(length * max(1.0, math.sqrt(10 * available_memory() / needed)))
+
+
+def test_fused_attention_over_two_million_tokens_is_refused_before_it_is_tried():
+    # Two million positions of the Base model: 2**21 x 768 x 4 bytes for one activation
+    lost = failed(profile(Workload("bert", beyond_memory(2_000_000, 2e11), threads=1), budget_s=0.1))
+    assert (lost.kind, lost.refused) == ("out_of_memory", True)
+    assert lost.message.startswith("refused before trying: about ")
+    assert lost.workload.length >= 2_000_000
+    assert lost.positions >= 2_000_000
+
+
+def test_a_score_matrix_of_60000_tokens_is_refused_after_two_short_probes():
+    # 60,000 x 60,000 scores of two heads, three times over: about 90 GB
+    begin = now()
+    lost = failed(quickly(tiny("bert@eager", beyond_memory(60_000, 9e10))))
+    assert (lost.kind, lost.refused) == ("out_of_memory", True)
+    assert "extrapolated from shorter inputs" in lost.message
+    assert now() - begin < 30
+
+
+def test_what_does_not_fit_is_a_row_beside_what_does():
+    found = measure_together([tiny("bert", 64), tiny("bert@eager", beyond_memory(60_000, 9e10))], effort=QUICK)
+    measured(found[0])
+    assert failed(found[1]).refused
+
+
+def test_a_prediction_from_shorter_lengths_refuses_without_a_probe():
+    everything = 10 * available_memory()
+    lines: list[str] = []
+    found = measure_together([tiny("bert", 64)], effort=QUICK, known=[((32, everything),)], progress=lines.append)
+    assert failed(found[0]).refused
+    assert "extrapolated from shorter inputs" in failed(found[0]).message
+
+
+def test_subjects_that_do_not_fit_together_are_measured_in_pairs_with_the_baseline(monkeypatch):
+    subjects = [tiny("bert", 128), tiny("bert@eager", 128), tiny("longformer", 128)]
+    peaks = [one.memory.peak_bytes for one in map(measured, map(quickly, subjects)) if one.memory]
+    # Room for the largest and the baseline, and not for all three.
+    room = sum(peaks) - min(peaks[1:]) / 2
+    monkeypatch.setattr(session, "available_memory", lambda: room / session.SAFE_SHARE)
+    found = measure_together(subjects, effort=QUICK, largest_batches=[2, 2, 2])
+    baseline, *others = (measured(outcome).workload.subject for outcome in found[:3])
+    assert len({outcome.session for outcome in found if not outcome.session.endswith(BEST_BATCH)}) == 2
+    for metric in ("latency", "throughput", "peak_memory"):
+        for other in others:
+            points = comparison_points(found, baseline, other, metric=metric, phase="inference")
+            assert [point.length for point in points] == [128], (metric, str(other))
+
+
+def test_subjects_that_do_not_even_fit_in_pairs_are_measured_alone(monkeypatch):
+    monkeypatch.setattr(session, "available_memory", lambda: 1)
+    found = [measured(o) for o in measure_together([tiny("bert"), tiny("bert@eager")], effort=QUICK)]
+    assert len({one.session for one in found}) == 2
+
+
+def test_a_device_that_is_not_there_is_one_clear_error():
+    torch = pytest.importorskip("torch")
+    name = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(InputError, match=f"device '{name}' was asked for, and"):
+        profile(tiny("bert", device=name))
+
+
+@pytest.mark.parametrize(
+    ("subject", "length", "expected"),
+    [
+        ("nystromformer", 64, "nystromformer takes no input shorter than 65 tokens"),
+        ("vit", 100, "vit takes multiples of 16 pixels .* the nearest is 96"),
+        ("swinv2", 16, "swinv2 takes no input shorter than 32 px"),
+        ("hubert", 0.01, "hubert takes no input shorter than 0.025"),
+        ("bert", 10.5, "bert takes whole tokens"),
+        ("bart", 64, "unknown architecture 'bart'.*Did you mean 'bert'"),
+        ("bert@lokal", 64, "unknown variant 'lokal'"),
+    ],
+)
+def test_what_is_not_legal_is_refused_before_any_process_is_started(monkeypatch, subject, length, expected):
+    def start(*arguments: object, **options: object) -> None:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(process.Zygote, "get", start)
+    with pytest.raises(InputError, match=expected):
+        profile(tiny(subject, length))
+
+
+def test_a_variant_in_an_architecture_with_an_attention_of_its_own_is_unsupported():
+    with pytest.raises(UnsupportedError, match="longformer has an attention of its own"):
+        profile(tiny("longformer@local"))
+
+
+def test_the_same_subject_twice_in_a_session_is_refused():
+    with pytest.raises(InputError, match="bert stands twice"):
+        measure_together([tiny("bert"), tiny("bert")], effort=QUICK)
+
+
+def test_threads_are_all_usable_cores_unless_said_otherwise():
+    found = measured(quickly(tiny("bert", threads=None)))
+    assert found.workload.threads == len(os.sched_getaffinity(0)) == found.environment.threads
+
+
+def test_options_are_written_out_in_what_was_measured():
+    found = measured(quickly(tiny("bert@local")))
+    assert str(found.workload.subject) == "bert@local:window=128"
+
+
+def test_the_parent_sleeps_while_its_workers_compute():
+    # Blocks of 50 ms and more, as they are where a length matters.
+    workloads = [tiny("bert", 2048), tiny("bert@eager", 2048)]
+    before, begin = resource.getrusage(resource.RUSAGE_SELF), now()
+    measure_together(workloads, effort=Effort(target=1e-6, budget_s=3.0))
+    after, wall = resource.getrusage(resource.RUSAGE_SELF), now() - begin
+    ours = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    assert ours < 0.1 * wall
+
+
+@pytest.mark.gpu
+def test_a_subject_is_measured_on_a_gpu():
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    fused, eager = (
+        measured(quickly(Workload(subject, 1024, device="cuda", dtype="bfloat16", threads=1, size="small")))
+        for subject in ("bert", "bert@eager")
+    )
+    assert fused.environment.driver.startswith("CUDA")
+    assert fused.samples[0].device_seconds is not None
+    assert fused.memory is not None
+    assert eager.memory is not None
+    assert eager.memory.peak_bytes > fused.memory.peak_bytes + 8 * 1024 * 1024 * 2
+    assert "attention" in fused.attention
