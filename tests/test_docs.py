@@ -43,7 +43,7 @@ def test_readme_python_runs_as_written(tmp_path: Path) -> None:
     assert blocks
     # The same lines with the smallest models and the shortest lengths: a test checks that they run, not speed.
     code = "\n".join(blocks)
-    code = code.replace('"base"', '"tiny"').replace("8192", "256")
+    code = code.replace('"base"', '"tiny"').replace("8192", "256").replace("budget_s=120", "budget_s=5")
     (tmp_path / "readme.py").write_text(code)
     done = subprocess.run([sys.executable, "readme.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

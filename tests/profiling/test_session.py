@@ -105,11 +105,13 @@ def test_the_score_matrix_of_eager_attention_takes_memory():
     assert eager.memory.peak_bytes > fused.memory.peak_bytes + score_matrix
 
 
-def test_a_lower_precision_takes_less_memory():
-    single, half = (measured(quickly(tiny("bert", 512, dtype=dtype))) for dtype in ("float32", "bfloat16"))
+def test_half_the_precision_takes_half_the_memory():
+    single, half = (
+        measured(quickly(tiny("bert", 256, size="small", dtype=dtype))) for dtype in ("float32", "bfloat16")
+    )
     assert single.memory is not None
     assert half.memory is not None
-    assert half.memory.peak_bytes < single.memory.peak_bytes
+    assert 0.4 < half.memory.peak_bytes / single.memory.peak_bytes < 0.6
 
 
 def test_a_session_gives_one_outcome_for_each_workload_in_order():
@@ -257,31 +259,45 @@ def test_a_subject_that_dies_in_the_search_for_its_best_batch_keeps_what_was_mea
     assert lost.session.endswith(BEST_BATCH)
 
 
-def beyond_memory(length: int, needed: float) -> int:
-    """A length that needs at least ten times the memory there is, where `length` needs `needed` bytes."""
-    return int(length * max(1.0, math.sqrt(10 * available_memory() / needed)))
+def too_long_for_fused_attention() -> int:
+    """A length whose sixty-fourth part has a bound of twice the memory there is; two million tokens at least."""
+    bound_at_one = 100.0  # bytes for each squared position of the Base model, roughly
+    return max(2_000_000, int(64 * math.sqrt(2 * available_memory() / bound_at_one)))
+
+
+def too_long_for_a_score_matrix() -> int:
+    """A length whose scores need over 50 GiB of the tiny model; over 800 GiB where that would fit."""
+    return 60_000 if available_memory() < 40 * 2**30 else 240_000
 
 
 def test_fused_attention_over_two_million_tokens_is_refused_before_it_is_tried():
-    # Two million positions of the Base model: 2**21 x 768 x 4 bytes for one activation
-    lost = failed(profile(Workload("bert", beyond_memory(2_000_000, 2e11), threads=1), budget_s=0.1))
+    workload = Workload("bert", too_long_for_fused_attention(), threads=1)
+    begin = now()
+    lost = failed(profile(workload, budget_s=0.1))
+    assert now() - begin < 20
     assert (lost.kind, lost.refused) == ("out_of_memory", True)
     assert lost.message.startswith("refused before trying: about ")
-    assert lost.workload.length >= 2_000_000
-    assert lost.positions >= 2_000_000
+    assert lost.workload.length == lost.positions == workload.length
 
 
-def test_a_score_matrix_of_60000_tokens_is_refused_after_two_short_probes():
-    # 60,000 x 60,000 scores of two heads, three times over: about 90 GB
+def test_a_score_matrix_of_60000_tokens_is_refused_before_it_is_tried():
     begin = now()
-    lost = failed(quickly(tiny("bert@eager", beyond_memory(60_000, 9e10))))
+    lost = failed(quickly(tiny("bert@eager", too_long_for_a_score_matrix())))
+    assert now() - begin < 20
     assert (lost.kind, lost.refused) == ("out_of_memory", True)
-    assert "extrapolated from shorter inputs" in lost.message
-    assert now() - begin < 30
+    assert lost.message.startswith("refused before trying: about ")
+    assert lost.positions == too_long_for_a_score_matrix()
+
+
+def test_a_score_matrix_is_refused_though_the_allocator_keeps_the_small_blocks_of_its_probes():
+    # At a sixty-fourth of this length the C library keeps what is freed, and at a thirty-second it does not:
+    # from the two readings memory would seem to grow in proportion to the length.
+    lost = failed(quickly(tiny("bert@eager", 4 * too_long_for_a_score_matrix() // 2 - 21_146)))
+    assert (lost.kind, lost.refused) == ("out_of_memory", True)
 
 
 def test_what_does_not_fit_is_a_row_beside_what_does():
-    found = measure_together([tiny("bert", 64), tiny("bert@eager", beyond_memory(60_000, 9e10))], effort=QUICK)
+    found = measure_together([tiny("bert", 64), tiny("bert@eager", too_long_for_a_score_matrix())], effort=QUICK)
     measured(found[0])
     assert failed(found[1]).refused
 

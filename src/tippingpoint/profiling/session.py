@@ -230,7 +230,12 @@ def _measure_alone(arm: _Arm, known: KnownPoints, effort: Effort, session: str) 
             alone = _inspect(shorter, points, effort, session)
         except WorkerError as error:
             # What does not fit at a small part of the length does not fit at the whole of it.
-            arm.outcomes += [replace(lost, workload=arm.workload) for lost in shorter.outcomes]
+            message = f"{error} (already for a length of {shorter.workload.length:g})"
+            arm.outcomes += [
+                replace(lost, workload=arm.workload, positions=arm.positions, message=message)
+                for lost in shorter.outcomes
+                if isinstance(lost, Failure)
+            ]
             raise error
         points.append(_memory_point(shorter, alone))
     return _inspect(arm, points, effort, session)
@@ -344,7 +349,8 @@ def _measurement(
     """Put together what an arm's processes told; memory and FLOPs belong to the first batch size only."""
     alone = arm.alone
     assert alone is not None
-    first = not arm.outcomes
+    # A baseline that stands in several groups has its memory beside each of the others.
+    own = not session.endswith(BEST_BATCH)
     notes = alone.inspection.notes
     if not warm_up.settled:
         notes += ("timing began before calls had settled (the warm-up reached its cap)",)
@@ -359,8 +365,8 @@ def _measurement(
         warm_up_s=warm_up.per_call_s,
         samples=samples,
         stop_reason=stop_reason,
-        memory=alone.memory if first else None,
-        flops=alone.inspection.flops if first else None,
+        memory=alone.memory if own else None,
+        flops=alone.inspection.flops if own else None,
         batch_curve=tuple(sorted(arm.batch_curve.items())),
         notes=notes,
     )

@@ -86,7 +86,7 @@ class Worker:
 
         self._refuse_what_cannot_fit(workload, known)
         self.workload = workload
-        _touch_libraries(workload.device)
+        _touch_libraries(workload.device, workload.dtype)
         self._before_model = self.device.used_bytes()
         self.subject = build(workload)
         return self.subject.parameters
@@ -167,15 +167,17 @@ class Worker:
         return self.device.available_bytes()
 
 
-def _touch_libraries(device: str) -> None:
+def _touch_libraries(device: str, dtype: str) -> None:
     """Run each kind of operator once, so that code pages and thread pools are not counted as the model's."""
     import torch
     import torch.nn.functional as F
 
-    x = torch.ones(1, 2, 64, 64, device=device)
-    F.scaled_dot_product_attention(x, x, x)
-    F.layer_norm(F.gelu(x @ x), (64,)).softmax(-1)
-    F.conv1d(x[0], torch.ones(64, 64, 3, device=device))
+    # Training in a lower precision runs float32 too.
+    for kind in {torch.float32, getattr(torch, dtype)}:
+        x = torch.ones(1, 2, 64, 64, device=device, dtype=kind)
+        F.scaled_dot_product_attention(x, x, x)
+        F.layer_norm(F.gelu(F.linear(x @ x, x[0, 0])), (64,)).softmax(-1)
+        F.conv1d(x[0], torch.ones(64, 64, 3, device=device, dtype=kind))
 
 
 def classify(error: BaseException) -> Problem:
@@ -185,7 +187,9 @@ def classify(error: BaseException) -> Problem:
     trace = "".join(traceback.format_exception(error))
     message = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "not enough memory" in str(error)
+        # PyTorch's allocator on the CPU says one or the other and raises nothing narrower.
+        isinstance(error, RuntimeError)
+        and any(words in str(error) for words in ("not enough memory", "can't allocate memory"))
     ):
         return Problem("out_of_memory", message, trace)
     if isinstance(error, WontFitError):
