@@ -378,7 +378,7 @@ def _notes(data: LengthData, share: float, reach: float, points: Sequence[Tippin
     if data.estimated:
         notes.append("lengths are estimates; --tokenizer counts them")
     if data.skipped:
-        notes.append(f"{len(data.skipped)} items could not be read and are left out")
+        notes.append(f"left out because it could not be read: {len(data.skipped)} of the items")
     notes += [f"{point.variant}: {point.answer}" for point in points if point.verdict == "undecided"]
     notes.append("quality is not measured here: an approximation may cost accuracy")
     return tuple(notes)

@@ -24,7 +24,7 @@ from tippingpoint.workload import Study, Subject
 _CHEAP = 1 / 15
 # Between linear and quadratic, which is where real encoders are, a latency grows with this power of positions.
 _GROWTH = 1.6
-# Refining must still be affordable after the grid has grown.
+# Where there is something to refine, that must still be affordable after the grid has grown.
 _GROW_SHARE = 0.65
 # Inference may take this much of the budget while training waits.
 _FIRST_PHASE_SHARE = 0.6
@@ -101,7 +101,7 @@ def _grow(study: Study, phase: str, known: Known, budget_s: float) -> Step | Non
         twice = _legal(study, min(high, 2 * longest))
         cheap = (_expected(study, phase, twice, study.subjects, known) or 0) < _CHEAP * study.budget_s
         length = twice if cheap else _legal(study, min(high, 4 * longest))
-        affordable = _GROW_SHARE * budget_s
+        affordable = budget_s * (_GROW_SHARE if _brackets(study, phase, known) else 1.0)
         # A length that is too dear may still leave room for a shorter one.
         while length > longest and (_expected(study, phase, length, study.subjects, known) or 0) > affordable:
             shorter = _legal(study, length / math.sqrt(2))
@@ -118,29 +118,30 @@ def _grow(study: Study, phase: str, known: Known, budget_s: float) -> Step | Non
 
 
 def _refine(study: Study, phase: str, known: Known, budget_s: float) -> Step | None:
-    candidates = []
-    for baseline, variant in pairs(study):
+    for _, middle, subjects in sorted(_brackets(study, phase, known), key=lambda bracket: -bracket[0]):
+        if (_expected(study, phase, middle, subjects, known) or 0.0) <= budget_s:
+            return _step(study, phase, middle, subjects, known, "refining")
+    return None
+
+
+def _brackets(study: Study, phase: str, known: Known) -> list[tuple[float, float, tuple[Subject, Subject]]]:
+    """Return what can be refined: weighted width of a bracket, the length in its middle, and the pair."""
+    found = []
+    for pair in pairs(study):
         for metric in study.metrics:
-            points = _points(study, phase, known, baseline, variant, metric)
-            bracket = _bracket(points)
-            if not bracket:
+            ends = _bracket(_points(study, phase, known, *pair, metric))
+            if not ends:
                 continue
-            low, high = bracket
+            low, high = ends
             middle = _legal(study, math.sqrt(low * high))
             if high / low <= 1 + study.precision or not low < middle < high:
                 continue
-            if _was_tried(study, phase, middle, (baseline, variant), known):
+            if _was_tried(study, phase, middle, pair, known):
                 continue
             # Memory is measured wherever latency is, and alone is seldom worth a session of its own.
             weight = 0.5 if metric == "peak_memory" else 1.0
-            candidates.append((weight * math.log(high / low), middle, baseline, variant))
-    for _, middle, baseline, variant in sorted(candidates, key=lambda c: -c[0]):
-        subjects = (baseline, variant)
-        expected = _expected(study, phase, middle, subjects, known)
-        if (expected or 0.0) > budget_s:
-            continue
-        return _step(study, phase, middle, subjects, known, "refining")
-    return None
+            found.append((weight * math.log(high / low), middle, pair))
+    return found
 
 
 def pairs(study: Study) -> list[tuple[Subject, Subject]]:
