@@ -65,26 +65,30 @@ def option_values(row: AttentionVariant, length: int) -> st.SearchStrategy[dict[
     return st.fixed_dictionaries(drawn)
 
 
+def tails(batch: int, length: int) -> st.SearchStrategy[Tensor]:
+    """Draw a number of leading real positions for each sample; some samples have none at all."""
+    numbers = st.lists(st.integers(0, length) | st.sampled_from([0, length]), min_size=batch, max_size=batch)
+    return numbers.map(lambda real: torch.arange(length) < torch.tensor(real)[:, None])
+
+
 def paddings(batch: int, length: int) -> st.SearchStrategy[Tensor]:
-    """Draw a number of real positions for each sample; some samples have none at all."""
-    tails = st.lists(st.integers(0, length) | st.sampled_from([0, length]), min_size=batch, max_size=batch)
-    return tails.map(lambda real: torch.arange(length) < torch.tensor(real)[:, None])
+    """Draw padding at the end, at the beginning, or anywhere."""
+    seeds = st.integers(0, 99).map(lambda seed: torch.Generator().manual_seed(seed))
+    scattered = seeds.map(lambda generator: torch.rand(batch, length, generator=generator) < 0.7)
+    return tails(batch, length) | tails(batch, length).map(lambda mask: mask.flip(1)) | scattered
 
 
 @st.composite
-def cases(draw, row: AttentionVariant, *, padded: bool | None = None, dtype: torch.dtype = torch.float64) -> Case:
+def cases(draw, row: AttentionVariant, padding=paddings, *, padded=False, dtype=torch.float64) -> Case:
     length = draw(st.sampled_from(LENGTHS))
     batch, heads = draw(st.sampled_from([(1, 1), (2, 3), (3, 2)]))
     head_dim, value_dim = draw(st.sampled_from([(1, 1), (5, 5), (5, 2), (8, 8)]))
-    padding = paddings(batch, length)
-    if padded is None:
-        padding = padding | st.none()
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
     query, key, value = (
         torch.randn(batch, heads, length, size, generator=generator, dtype=torch.float64).to(dtype)
         for size in (head_dim, head_dim, value_dim)
     )
-    padding_mask = None if padded is False else draw(padding)
+    padding_mask = draw(padding(batch, length) if padded else padding(batch, length) | st.none())
     return Case(query, key, value, padding_mask, draw(option_values(row, length)))
 
 
@@ -172,7 +176,7 @@ def test_what_stands_in_padding_never_reaches_a_real_token(row, data):
 @given(data=st.data())
 @settings(max_examples=80)
 def test_a_padded_sequence_gets_what_it_would_get_without_padding(row, data):
-    case = data.draw(cases(row, padded=True))
+    case = data.draw(cases(row, tails, padded=True))
     assert case.padding_mask is not None
     padded = case.run(row.function)
     for sample, real in enumerate(case.padding_mask.sum(dim=1).tolist()):

@@ -33,7 +33,7 @@ _FIXED_S = 2.5
 # A training step, where only inference is known: backward takes twice the forward pass, and the optimizer.
 _TRAINING_FACTOR = 5.0
 # Timed rounds of one session may take this share of the budget, between these bounds in seconds.
-_ROUNDS_SHARE = 0.02
+_ROUNDS_SHARE = 0.04
 _ROUNDS_BOUNDS_S = (2.0, 30.0)
 
 
@@ -101,7 +101,7 @@ def _grow(study: Study, phase: str, known: Known, budget_s: float) -> Step | Non
         twice = _legal(study, min(high, 2 * longest))
         cheap = (_expected(study, phase, twice, study.subjects, known) or 0) < _CHEAP * study.budget_s
         length = twice if cheap else _legal(study, min(high, 4 * longest))
-        affordable = budget_s * (_GROW_SHARE if _brackets(study, phase, known) else 1.0)
+        affordable = budget_s * (_GROW_SHARE if _brackets(study, phase, known, _times(study)) else 1.0)
         # A length that is too dear may still leave room for a shorter one.
         while length > longest and (_expected(study, phase, length, study.subjects, known) or 0) > affordable:
             shorter = _legal(study, length / math.sqrt(2))
@@ -118,17 +118,26 @@ def _grow(study: Study, phase: str, known: Known, budget_s: float) -> Step | Non
 
 
 def _refine(study: Study, phase: str, known: Known, budget_s: float) -> Step | None:
-    for _, middle, subjects in sorted(_brackets(study, phase, known), key=lambda bracket: -bracket[0]):
-        if (_expected(study, phase, middle, subjects, known) or 0.0) <= budget_s:
-            return _step(study, phase, middle, subjects, known, "refining")
+    # Memory is measured wherever time is; a session for its sake alone comes last.
+    for metrics in (_times(study), study.metrics):
+        brackets = _brackets(study, phase, known, metrics)
+        for _, middle, subjects in sorted(brackets, key=lambda bracket: -bracket[0]):
+            if (_expected(study, phase, middle, subjects, known) or 0.0) <= budget_s:
+                return _step(study, phase, middle, subjects, known, "refining")
     return None
 
 
-def _brackets(study: Study, phase: str, known: Known) -> list[tuple[float, float, tuple[Subject, Subject]]]:
-    """Return what can be refined: weighted width of a bracket, the length in its middle, and the pair."""
+def _times(study: Study) -> tuple[str, ...]:
+    return tuple(metric for metric in study.metrics if metric != "peak_memory")
+
+
+def _brackets(
+    study: Study, phase: str, known: Known, metrics: Sequence[str]
+) -> list[tuple[float, float, tuple[Subject, Subject]]]:
+    """Return what can be refined: logarithmic width of a bracket, the length in its middle, and the pair."""
     found = []
     for pair in pairs(study):
-        for metric in study.metrics:
+        for metric in metrics:
             ends = _bracket(_points(study, phase, known, *pair, metric))
             if not ends:
                 continue
@@ -138,9 +147,7 @@ def _brackets(study: Study, phase: str, known: Known) -> list[tuple[float, float
                 continue
             if _was_tried(study, phase, middle, pair, known):
                 continue
-            # Memory is measured wherever latency is, and alone is seldom worth a session of its own.
-            weight = 0.5 if metric == "peak_memory" else 1.0
-            found.append((weight * math.log(high / low), middle, pair))
+            found.append((math.log(high / low), middle, pair))
     return found
 
 
