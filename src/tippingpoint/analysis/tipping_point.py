@@ -138,8 +138,12 @@ def tipping_point(
         notes.append("one of the two pads to a multiple, so the crossing may lie anywhere between two lengths")
     positions = interval = None
     if found.length is not None and found.interval is not None:
-        positions = architecture.positions(found.length)
-        interval = (architecture.positions(found.interval[0]), architecture.positions(found.interval[1]))
+        # Tokens and pixels come whole: a crossing between two of them is rounded as it is printed.
+        place, low, high = (
+            length if architecture.unit == "seconds" else round(length) for length in (found.length, *found.interval)
+        )
+        positions = architecture.positions(place)
+        interval = (architecture.positions(low), architecture.positions(high))
     return TippingPoint(
         baseline=baseline,
         variant=variant,

@@ -22,8 +22,9 @@ from tippingpoint.workload import Study, Subject
 
 # A longer step is cheap if it is expected to take less than this share of the study's budget.
 _CHEAP = 1 / 15
-# Between linear and quadratic, which is where real encoders are, a latency grows with this power of positions.
-_GROWTH = 1.6
+# Latency grows with a power of positions between these; the first one where a single length is known.
+_USUAL_GROWTH = 1.3
+_GROWTH_BOUNDS = (1.15, 2.0)
 # Where there is something to refine, that must still be affordable after the grid has grown.
 _GROW_SHARE = 0.65
 # Inference may take this much of the budget while training waits.
@@ -261,9 +262,14 @@ def _predict_latency(study: Study, phase: str, length: float, subject: Subject, 
     if not latencies:
         return None
     positions = architecture_of(subject).executed_positions
-    nearest = min(latencies, key=lambda at: abs(math.log(at / length)))
-    growth = (positions(length) / positions(nearest)) ** (_GROWTH if length > nearest else 1.0)
-    return factor * latencies[nearest] * growth
+    nearest, *others = sorted(latencies, key=lambda at: abs(math.log(at / length)))
+    power = _USUAL_GROWTH
+    apart = [at for at in others if positions(at) != positions(nearest)]
+    if apart:
+        span = math.log(positions(apart[0]) / positions(nearest))
+        low, high = _GROWTH_BOUNDS
+        power = min(high, max(low, math.log(latencies[apart[0]] / latencies[nearest]) / span))
+    return factor * latencies[nearest] * (positions(length) / positions(nearest)) ** power
 
 
 def _largest_useful_batch(subject: Subject, phase: str, length: float, known: Known) -> int | None:
