@@ -1,5 +1,6 @@
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from tippingpoint.errors import InputError, UnsupportedError
 from tippingpoint.models.architecture import Architecture
-from tippingpoint.models.build import build, count_parameters
+from tippingpoint.models.build import build, count_parameters, make_config
 from tippingpoint.models.catalog import (
     ARCHITECTURES,
     VARIANTS,
@@ -233,6 +234,40 @@ def test_base_models_have_the_published_number_of_parameters(workload, derived, 
     assert count_parameters(workload) == derived
     digits = 10 ** -len(str(published_millions).partition(".")[2])
     assert abs(derived / 1e6 - published_millions) <= digits
+
+
+TRANSFORMER = {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("bert", TRANSFORMER),
+        ("longformer", {**TRANSFORMER, "attention_window": 512}),
+        ("nystromformer", {**TRANSFORMER, "num_landmarks": 64, "conv_kernel_size": 65}),
+        ("hubert", {**TRANSFORMER, "feat_extract_norm": "group", "conv_stride": [5, 2, 2, 2, 2, 2, 2]}),
+        ("vit", {**TRANSFORMER, "patch_size": 16}),
+        ("swinv2", {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 8}),
+    ],
+)
+def test_base_models_have_the_published_shape(name, published):
+    config = make_config(Workload(name, 1 if name == "hubert" else 256)).to_dict()
+    found = {key: list(config[key]) if isinstance(config[key], list | tuple) else config[key] for key in published}
+    assert found == published
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_length_arithmetic_rests_on_the_numbers_that_models_of_every_size_are_built_with(size):
+    def config(name: str) -> dict[str, Any]:
+        return make_config(Workload(name, 256, size=size)).to_dict()
+
+    rows = ARCHITECTURES
+    assert rows["longformer"].executed_positions(1) == config("longformer")["attention_window"]
+    assert rows["nystromformer"].lengths.minimum == config("nystromformer")["num_landmarks"] + 1
+    assert rows["nystromformer"].executed_positions(65) == 2 * config("nystromformer")["num_landmarks"]
+    assert rows["vit"].positions(256) == (256 // config("vit")["patch_size"]) ** 2 + 1
+    assert rows["swinv2"].positions(256) == (256 // config("swinv2")["patch_size"]) ** 2
+    assert config("swinv2")["window_size"] == 8
 
 
 @every_architecture

@@ -47,7 +47,7 @@ def make_study(
 
 
 def preset(name: str, **changes) -> Study:
-    return resolve_study(PRESETS[name].replace(threads=2, **changes))
+    return resolve_study(PRESETS[name].replace(**{"threads": 2, "phases": PHASES, **changes}))
 
 
 def crossing_at(positions: float, rate: float = 1e-5) -> dict[Subject, Cost]:

@@ -1,20 +1,22 @@
 """Which lengths are worth measuring next: a pure function of the study and of what is known already.
 
-    grow      shortest length, then twice as long while that is cheap, then four times, until every pair has
-              tipped or the budget would not last
-    refine    between two lengths where a pair changes sign, the middle on the logarithmic scale, widest
-              bracket first, until brackets are as narrow as the study's precision
+    grow      shortest length, then twice as long while that is cheap, then four times, up to the longest; once
+              every pair has tipped, only after refining
+    refine    between neighbouring lengths where a pair's tipping point may lie (its 95 % interval), the middle on
+              the logarithmic scale, widest gap first, until gaps are as narrow as the study's precision
 
 A killed study goes on where it was, because the next step follows from the store alone.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tippingpoint.analysis.comparison import ComparisonPoint, comparison_points
+from tippingpoint.analysis.tipping_point import locate
 from tippingpoint.measurement import Failure, Measurement, Outcome, is_best_batch
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.profiling.rounds import MIN_ROUNDS
@@ -76,7 +78,9 @@ def next_step(study: Study, known: Known, remaining_s: float) -> Step | None:
     # What is left when no phase can use its own share goes to whichever can still use it.
     for shares in (allowances, [remaining_s] * len(study.phases)):
         for phase, allowance in zip(study.phases, shares, strict=True):
-            step = _grow(study, phase, known, allowance) or _refine(study, phase, known, allowance)
+            settled = _all_settled(study, phase, known)
+            grow = _grow(study, phase, known, allowance)
+            step = (None if settled else grow) or _refine(study, phase, known, allowance) or grow
             if step:
                 return step
     return None
@@ -97,7 +101,7 @@ def _grow(study: Study, phase: str, known: Known, budget_s: float) -> Step | Non
     elif budget_s <= 0:
         return None
     else:
-        if longest >= _legal(study, high) or _all_settled(study, phase, known):
+        if longest >= _legal(study, high):
             return None
         twice = _legal(study, min(high, 2 * longest))
         cheap = (_expected(study, phase, twice, study.subjects, known) or 0) < _CHEAP * study.budget_s
@@ -121,10 +125,13 @@ def _grow(study: Study, phase: str, known: Known, budget_s: float) -> Step | Non
 def _refine(study: Study, phase: str, known: Known, budget_s: float) -> Step | None:
     # Memory is measured wherever time is; a session for its sake alone comes last.
     for metrics in (_times(study), study.metrics):
-        brackets = _brackets(study, phase, known, metrics)
-        for _, middle, subjects in sorted(brackets, key=lambda bracket: -bracket[0]):
-            if (_expected(study, phase, middle, subjects, known) or 0.0) <= budget_s:
-                return _step(study, phase, middle, subjects, known, "refining")
+        brackets = sorted(_brackets(study, phase, known, metrics), key=lambda bracket: -bracket[0])
+        for _, middle, pair in brackets:
+            # Pairs that want the same length share a session, and its baseline.
+            together = {subject for _, length, other in brackets if length == middle for subject in other}
+            for subjects in (tuple(subject for subject in study.subjects if subject in together), pair):
+                if (_expected(study, phase, middle, subjects, known) or 0.0) <= budget_s:
+                    return _step(study, phase, middle, subjects, known, "refining")
     return None
 
 
@@ -139,16 +146,13 @@ def _brackets(
     found = []
     for pair in pairs(study):
         for metric in metrics:
-            ends = _bracket(_points(study, phase, known, *pair, metric))
-            if not ends:
-                continue
-            low, high = ends
-            middle = _legal(study, math.sqrt(low * high))
-            if high / low <= 1 + study.precision or not low < middle < high:
-                continue
-            if _was_tried(study, phase, middle, pair, known):
-                continue
-            found.append((math.log(high / low), middle, pair))
+            points = _points(study, phase, known, *pair, metric)
+            for low, high in _gaps(points, _uncertain_range(points)):
+                middle = _legal(study, math.sqrt(low * high))
+                if high / low <= 1 + study.precision or not low < middle < high:
+                    continue
+                if not _were_tried(phase, middle, pair, known):
+                    found.append((math.log(high / low), middle, pair))
     return found
 
 
@@ -183,10 +187,13 @@ def _measured_lengths(study: Study, phase: str, known: Known) -> set[float]:
     return {outcome.workload.length for outcome in _of_phase(phase, known)}
 
 
-def _was_tried(study: Study, phase: str, length: float, subjects: Sequence[Subject], known: Known) -> bool:
-    """Whether all subjects have been run at a length, with whatever outcome; they are not run there again."""
-    tried = {o.workload.subject for o in _of_phase(phase, known) if o.workload.length == length}
-    return tried.issuperset(subjects)
+def _were_tried(phase: str, length: float, pair: tuple[Subject, Subject], known: Known) -> bool:
+    """Whether a pair has been in one session at a length, with whatever outcome; it is not run there again."""
+    sessions: dict[str, set[Subject]] = {}
+    for outcome in _of_phase(phase, known):
+        if outcome.workload.length == length:
+            sessions.setdefault(outcome.session.partition("-")[0], set()).add(outcome.workload.subject)
+    return any(subjects.issuperset(pair) for subjects in sessions.values())
 
 
 def _alive(study: Study, phase: str, known: Known) -> tuple[Subject, ...]:
@@ -217,12 +224,23 @@ def _all_settled(study: Study, phase: str, known: Known) -> bool:
     return True
 
 
-def _bracket(points: Sequence[ComparisonPoint]) -> tuple[float, float] | None:
-    """Return the two neighbouring lengths between which the variant comes out ahead for the last time."""
-    for left, right in zip(reversed(points[:-1]), reversed(points[1:]), strict=True):
-        if left.ratio <= 1 < right.ratio:
-            return left.length, right.length
+def _uncertain_range(points: Sequence[ComparisonPoint]) -> tuple[float, float] | None:
+    """Return where the tipping point may lie: its interval, or the two lengths between which the median crosses."""
+    located = locate(points)
+    if located.interval:
+        return located.interval
+    for left, right in itertools.pairwise(reversed(points)):
+        if right.ratio <= 1 < left.ratio:
+            return right.length, left.length
     return None
+
+
+def _gaps(points: Sequence[ComparisonPoint], where: tuple[float, float] | None) -> list[tuple[float, float]]:
+    """Return neighbouring measured lengths that have some of a range between them."""
+    if where is None:
+        return []
+    lengths = [point.length for point in points]
+    return [(low, high) for low, high in itertools.pairwise(lengths) if low < where[1] and high > where[0]]
 
 
 def _expected(study: Study, phase: str, length: float, subjects: Sequence[Subject], known: Known) -> float | None:
