@@ -130,8 +130,7 @@ def _blockwise(
         keys = torch.cat([_for_every_block(key[:, :, :num_global], shared), keys], dim=2)
         values = torch.cat([_for_every_block(value[:, :, :num_global], shared), values], dim=2)
         allowed = F.pad(allowed, (num_global, 0), value=True)
-        leading = row == torch.arange(num_global, device=device)
-        own = torch.cat([leading, own & (column >= num_global)], dim=-1)
+        own = F.pad(own, (num_global, 0))
     if padding_mask is None:
         mask = (allowed | own)[None]
     else:
