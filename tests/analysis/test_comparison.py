@@ -2,8 +2,8 @@ import math
 
 import numpy as np
 import pytest
-from synthetic import MIB, failure, measurement, session_at
 
+from synthetic import MIB, failure, measurement, session_at
 from tippingpoint.analysis.comparison import MEMORY_TOLERANCE, ComparisonPoint, comparison_points
 from tippingpoint.measurement import BEST_BATCH, Outcome
 from tippingpoint.workload import Subject

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic import MIB, failure, measurement
 
+from synthetic import MIB, failure, measurement
 from tippingpoint.analysis.comparison import MEMORY_TOLERANCE
 from tippingpoint.analysis.cost import CostCurve, cost_curve
 from tippingpoint.measurement import BEST_BATCH, Outcome

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic import ENVIRONMENT, MIB, failure, measurement
 
+from synthetic import ENVIRONMENT, MIB, failure, measurement
 from tippingpoint.analysis.recommend import Constraint, Recommendation, recommend_from
 from tippingpoint.data import LengthData, Skipped
 from tippingpoint.errors import AnswerError, InputError
@@ -232,7 +232,7 @@ def test_throughput_is_held_over_all_documents():
 
 def test_all_constraints_count_together():
     constraints = [Constraint.parse("peak_memory<=100GiB"), Constraint.parse("latency<=1us")]
-    with pytest.raises(AnswerError, match="latency at the 95th percentile <= 1.00 us is not kept"):
+    with pytest.raises(AnswerError, match=r"latency at the 95th percentile <= 1.00 us is not kept"):
         answer(documents(200), constraints=constraints)
 
 
@@ -304,7 +304,7 @@ def test_an_answer_prints_in_a_terminal_and_a_notebook():
 
 
 def test_an_unknown_objective_names_the_nearest():
-    with pytest.raises(InputError, match="unknown objective 'latencies'.*Did you mean 'latency'"):
+    with pytest.raises(InputError, match=r"unknown objective 'latencies'.*Did you mean 'latency'"):
         answer(documents(200), objective="latencies")
 
 

@@ -61,9 +61,7 @@ def test_a_header_that_does_not_state_its_length_is_no_length(tmp_path):
     raw[21] &= 0xF0  # the 36 bits of the stream's total number of samples
     raw[22:26] = bytes(4)
     path.write_bytes(raw)
-    with pytest.raises(
-        DataError, match=r"1 of 1 failed: .*a\.flac \(the audio header does not state a length\)"
-    ):
+    with pytest.raises(DataError, match=r"1 of 1 failed: .*a\.flac \(the audio header does not state a length\)"):
         read_lengths([path], "speech")
 
 

@@ -78,7 +78,5 @@ def test_files_without_a_readable_header_are_named(tmp_path):
 
 def test_nothing_but_unreadable_images_is_an_error(tmp_path):
     (tmp_path / "a.png").touch()
-    with pytest.raises(
-        DataError, match=r"no vision length could be read, 1 of 1 failed: .*a\.png \(empty file\)"
-    ):
+    with pytest.raises(DataError, match=r"no vision length could be read, 1 of 1 failed: .*a\.png \(empty file\)"):
         read_lengths([tmp_path], "vision")

@@ -234,7 +234,5 @@ def test_importing_the_package_loads_no_reader_library():
     heavy = ["torch", "transformers", "tokenizers", "pyarrow", "soundfile", "PIL"]
     code = f"import sys, tippingpoint.data; print([m for m in {heavy} if m in sys.modules])"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

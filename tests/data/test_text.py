@@ -49,9 +49,7 @@ def reasons(data) -> list[tuple[str, str]]:
 
 
 def test_a_word_costs_one_token_for_7_letters_and_one_for_each_3_beyond():
-    assert [
-        estimate_tokens(word) - 2 for word in ("", "a", "letters", "lettersx", "lettersxyz", "lettersxyzq")
-    ] == [
+    assert [estimate_tokens(word) - 2 for word in ("", "a", "letters", "lettersx", "lettersxyz", "lettersxyzq")] == [
         0,
         1,
         1,
@@ -107,14 +105,10 @@ def test_a_folder_without_tokenizer_json_goes_to_transformers(tmp_path, tokenize
     folder.mkdir()
     numbers = Tokenizer.from_file(str(tokenizer / "tokenizer.json")).get_vocab()
     (folder / "vocab.txt").write_text("\n".join(sorted(numbers, key=numbers.__getitem__)) + "\n")
-    (folder / "tokenizer_config.json").write_text(
-        '{"tokenizer_class": "BertTokenizer", "model_max_length": 4}'
-    )
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "model_max_length": 4}')
     assert read_lengths([tmp_path / "a.txt"], "text", tokenizer=str(folder)).values == (7,)
     (folder / "vocab.txt").unlink()
-    with pytest.raises(
-        DataError, match=r"the tokenizer '.*vocabulary' has no vocabulary; give a folder with"
-    ):
+    with pytest.raises(DataError, match=r"the tokenizer '.*vocabulary' has no vocabulary; give a folder with"):
         read_lengths([tmp_path / "a.txt"], "text", tokenizer=str(folder))
 
 
@@ -143,9 +137,7 @@ def test_a_tokenizer_path_that_does_not_exist_is_not_looked_for_on_the_hub(tmp_p
 
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("one")
-    with pytest.raises(
-        DataError, match=r"the tokenizer '.*a\.txt' cannot be loaded: .* expected a tokenizer"
-    ):
+    with pytest.raises(DataError, match=r"the tokenizer '.*a\.txt' cannot be loaded: .* expected a tokenizer"):
         read_lengths([tmp_path / "a.txt"], "text", tokenizer=str(tmp_path / "a.txt"))
 
 
@@ -221,17 +213,13 @@ def test_json_lines_that_cannot_be_used_are_named_by_line(tmp_path):
 @pytest.mark.parametrize("records", [1, 1500])
 def test_a_field_that_no_json_record_has_is_an_error_naming_the_fields(tmp_path, records):
     path = write_jsonl(tmp_path / "a.jsonl", *[{"body": "one", "id": 1}] * records)
-    with pytest.raises(
-        InputError, match=r"a\.jsonl has no column 'text'; name one that it has: 'body', 'id'"
-    ):
+    with pytest.raises(InputError, match=r"a\.jsonl has no column 'text'; name one that it has: 'body', 'id'"):
         read_lengths([path], "text")
     assert read_lengths([path], "text", column="body").count == records
 
 
 def test_csv_rows_are_read_by_column_with_quotes_and_line_breaks(tmp_path):
-    path = write_csv(
-        tmp_path / "a.csv", [["id", "text"], ["1", "one,\ntwo"], ["2", ""], ["3"], ["4", "three"]]
-    )
+    path = write_csv(tmp_path / "a.csv", [["id", "text"], ["1", "one,\ntwo"], ["2", ""], ["3"], ["4", "three"]])
     data = read_lengths([path], "text")
     assert data.values == (5, 3)
     assert reasons(data) == [("a.csv:4", "'text' is empty"), ("a.csv:5", "'text' is empty")]
@@ -298,9 +286,7 @@ def test_a_parquet_row_that_is_not_utf8_costs_itself_alone(tmp_path):
 def test_parquet_without_the_column_or_with_numbers_in_it_is_an_error(tmp_path):
     path = tmp_path / "a.parquet"
     parquet.write_table(pa.table({"id": [1], "body": ["one"]}), path)
-    with pytest.raises(
-        InputError, match=r"a\.parquet has no column 'text'; name one that it has: 'id', 'body'"
-    ):
+    with pytest.raises(InputError, match=r"a\.parquet has no column 'text'; name one that it has: 'id', 'body'"):
         read_lengths([path], "text")
     with pytest.raises(InputError, match=r"column 'id' of .*a\.parquet holds int64, not text"):
         read_lengths([path], "text", column="id")

@@ -3,8 +3,8 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from processes import children_of, is_alive, needs_proc, status, wait_until
 
+from processes import children_of, is_alive, needs_proc, status, wait_until
 from tippingpoint.errors import InputError, TippingPointError
 from tippingpoint.profiling.process import WorkerError, WorkerProcess, Zygote
 from tippingpoint.workload import Workload

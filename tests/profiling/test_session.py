@@ -5,8 +5,8 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from processes import children_of, needs_proc
 
+from processes import children_of, needs_proc
 from tippingpoint.analysis.comparison import comparison_points
 from tippingpoint.errors import InputError, UnsupportedError
 from tippingpoint.measurement import BEST_BATCH, Failure, Measurement, Outcome, paired_log_ratios
@@ -55,7 +55,9 @@ def workers() -> list[int]:
         ("swinv2", 64, 256, 256),
     ],
 )
-def test_every_subject_is_measured_with_its_positions_parameters_flops_and_memory(subject, length, positions, executed):
+def test_every_subject_is_measured_with_its_positions_parameters_flops_and_memory(
+    subject, length, positions, executed
+):
     found = measured(quickly(tiny(subject, length)))
     assert (found.positions, found.executed_positions) == (positions, executed)
     assert found.parameters > 10_000
@@ -142,9 +144,7 @@ def test_two_sessions_are_told_apart():
 
 def test_a_subject_against_itself_is_within_noise():
     # Two spellings of the fused attention.
-    found = measure_together(
-        [tiny("bert", 256), tiny("bert@sdpa", 256)], effort=Effort(target=0.01, budget_s=2.0)
-    )
+    found = measure_together([tiny("bert", 256), tiny("bert@sdpa", 256)], effort=Effort(target=0.01, budget_s=2.0))
     ratios = paired_log_ratios(measured(found[0]), measured(found[1]))
     assert abs(float(sorted(ratios)[len(ratios) // 2])) < 0.1
 

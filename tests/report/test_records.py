@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
-from synthetic import ENVIRONMENT, MIB, failure, measurement
 
+from synthetic import ENVIRONMENT, MIB, failure, measurement
 from tippingpoint.analysis.comparison import ComparisonPoint
 from tippingpoint.analysis.recommend import Constraint, Recommendation, recommend_from
 from tippingpoint.analysis.tipping_point import TippingPoint, tipping_point
@@ -304,7 +304,9 @@ def test_lengths_that_are_all_equal_are_one_line():
 
 def test_everything_in_the_catalogue_is_listed():
     text = text_of(
-        architectures_table(ARCHITECTURES.values()), variants_table(VARIANTS.values()), presets_table(PRESETS.values())
+        architectures_table(ARCHITECTURES.values()),
+        variants_table(VARIANTS.values()),
+        presets_table(PRESETS.values()),
     )
     for name in (*ARCHITECTURES, *VARIANTS, *PRESETS):
         assert any(line.startswith(name + " ") for line in text.splitlines()), name

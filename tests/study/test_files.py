@@ -222,7 +222,7 @@ def test_a_missing_file_names_the_presets(path):
 
 
 def test_a_folder_is_no_study(tmp_path):
-    with pytest.raises(InputError, match="cannot read the study .*Is a directory"):
+    with pytest.raises(InputError, match=r"cannot read the study .*Is a directory"):
         load_study(tmp_path)
 
 
@@ -236,7 +236,7 @@ def test_a_file_of_bytes_that_are_no_text_is_no_study(path):
 def test_a_file_that_may_not_be_read_is_no_study(path):
     path.write_text(yaml.safe_dump(MINIMAL))
     path.chmod(0)
-    with pytest.raises(InputError, match="cannot read the study .*Permission denied"):
+    with pytest.raises(InputError, match=r"cannot read the study .*Permission denied"):
         load_study(path)
 
 

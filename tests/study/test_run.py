@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from processes import descendants_of, is_alive, needs_proc, wait_until
 
+from processes import descendants_of, is_alive, needs_proc, wait_until
 from tippingpoint.analysis.recommend import Recommendation
 from tippingpoint.analysis.tipping_point import VERDICTS, TippingPoint
 from tippingpoint.data import LengthData
@@ -75,7 +75,9 @@ def test_a_study_gives_outcomes_and_verdicts_for_every_phase_and_metric(modality
             assert isinstance(found[0], Measurement), found[0]
             assert found[0].memory
             assert bool(found[0].batch_curve) == ("throughput" in metrics)
-    assert [(point.phase, point.metric) for point in result.tipping_points] == [(p, m) for p in PHASES for m in metrics]
+    assert [(point.phase, point.metric) for point in result.tipping_points] == [
+        (p, m) for p in PHASES for m in metrics
+    ]
     for point in result.tipping_points:
         assert point.verdict in VERDICTS
         assert point.measured_range == (study.lengths[0], study.lengths[0])
@@ -144,7 +146,7 @@ def test_outcomes_of_another_environment_do_not_count(complete):
 
 def test_subjects_of_which_nothing_fits_have_no_answer_and_say_why(path):
     study = tiny_study(lengths=(20_000_000, 40_000_000))
-    with Store(path) as store, pytest.raises(AnswerError, match="nothing could be measured: .*refused before trying"):
+    with Store(path) as store, pytest.raises(AnswerError, match=r"nothing could be measured: .*refused before trying"):
         run_study(study, store)
     # The failures are rows like any other, and are not tried again.
     with Store(path) as store:
@@ -188,7 +190,9 @@ def test_a_tipping_point_is_found_without_a_store_and_nothing_is_left(tmp_path, 
 
 
 def test_a_tipping_point_may_leave_its_measurements_in_a_file(path):
-    find_tipping_point("bert", "bert@local:window=4", lengths=(16, 32), size="tiny", threads=1, budget_s=0.1, store=path)
+    find_tipping_point(
+        "bert", "bert@local:window=4", lengths=(16, 32), size="tiny", threads=1, budget_s=0.1, store=path
+    )
     with Store(path, create=False) as store:
         assert {str(outcome.workload.subject) for outcome in store.outcomes()} == {"bert", "bert@local:window=4"}
 
@@ -253,7 +257,10 @@ SPEECH = LengthData(
         ({"lengths": [], "modality": "text"}, "lengths need at least one value"),
         ({"lengths": [-3], "modality": "text"}, "a length must be positive"),
         ({"lengths": [100], "modality": "music"}, "unknown modality 'music'"),
-        ({"lengths": SPEECH, "candidates": ["bert", "longformer"]}, "the lengths are of speech, and the candidates of"),
+        (
+            {"lengths": SPEECH, "candidates": ["bert", "longformer"]},
+            "the lengths are of speech, and the candidates of",
+        ),
         ({"lengths": [100], "candidates": ["bert", "vit"]}, "subjects of different modalities cannot be compared"),
         ({"lengths": [100], "candidates": ["bert", "bert@eager"]}, "are all vanilla; add an efficient one"),
         ({"lengths": [100], "candidates": ["bret"]}, "unknown architecture 'bret'"),

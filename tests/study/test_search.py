@@ -5,8 +5,8 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import ENVIRONMENT, MIB, Machine, failure, known_of
 
+from synthetic import ENVIRONMENT, MIB, Machine, failure, known_of
 from tippingpoint.analysis.comparison import comparison_points
 from tippingpoint.analysis.tipping_point import TippingPoint, tipping_point
 from tippingpoint.measurement import Failure
@@ -198,7 +198,7 @@ def test_training_follows_inference_and_gets_a_share_of_the_budget():
     machine.finish()
     phases = [step.phase for step in machine.steps]
     assert phases.index("training") > 0
-    spent = {phase: 0.0 for phase in PHASES}
+    spent = dict.fromkeys(PHASES, 0.0)
     for step, (_, seconds) in zip(machine.steps, machine.sessions, strict=True):
         spent[step.phase] += seconds
     assert spent["training"] > 0.2 * study.budget_s
