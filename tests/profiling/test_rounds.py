@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tippingpoint.measurement import Sample, center_replicates, half_width
-from tippingpoint.profiling.rounds import MAX_ROUNDS, MIN_ROUNDS, Rounds, run_rounds
+from tippingpoint.profiling.rounds import MAX_ROUNDS, MIN_ROUNDS, NARROW_CHECKS, Rounds, run_rounds
+
+FEWEST_WHEN_QUIET = MIN_ROUNDS + 2 * (NARROW_CHECKS - 1)
 
 
 class Machine:
@@ -142,7 +144,7 @@ def test_without_pairs_the_same_drift_would_be_taken_for_a_difference():
 def test_quiet_arms_stop_at_the_fewest_rounds():
     machine = Machine()
     rounds = run(machine, arms(machine, normal(0.001), a=1.0, b=2.0), "a")
-    assert len(rounds.samples["a"]) == MIN_ROUNDS
+    assert len(rounds.samples["a"]) == FEWEST_WHEN_QUIET
     assert rounds.stop_reason == "95 % interval within 2 %"
 
 
@@ -155,8 +157,9 @@ def test_sampling_goes_on_until_the_interval_is_within_the_target(sigma, target,
     assert len(ratios) % 2 == 0
     if rounds.stop_reason == f"95 % interval within {100 * target:g} %":
         assert half_width(ratios) <= target
-        earlier = [half_width(ratios[:n]) for n in range(MIN_ROUNDS, len(ratios), 2)]
-        assert all(width > target for width in earlier)
+        narrow = [half_width(ratios[:n]) <= target for n in range(MIN_ROUNDS, len(ratios) + 1, 2)]
+        assert narrow[-NARROW_CHECKS:] == [True] * NARROW_CHECKS
+        assert [True] * NARROW_CHECKS not in [narrow[i : i + NARROW_CHECKS] for i in range(len(narrow) - NARROW_CHECKS)]
     else:
         assert "plateaued" in rounds.stop_reason
 
@@ -214,7 +217,7 @@ def test_with_a_baseline_only_the_ratios_must_be_certain_and_without_one_each_la
     machine = Machine()
     machine.slowness = shared_noise(machine, 0.2)
     compared = run(machine, arms(machine, a=1.0, b=2.0), "a")
-    assert len(compared.samples["a"]) == MIN_ROUNDS
+    assert len(compared.samples["a"]) == FEWEST_WHEN_QUIET
     machine = Machine()
     machine.slowness = shared_noise(machine, 0.2)
     alone = run(machine, arms(machine, a=1.0, b=2.0))
@@ -237,12 +240,12 @@ def test_every_variant_is_compared_with_every_baseline_and_baselines_not_with_ea
         return {name: (FakeArm(machine, name, 1.0, each), 1) for name, each in noise.items()}
 
     machine = Machine()
-    assert len(run(machine, three(machine), "first", "second").samples["first"]) == MIN_ROUNDS
+    assert len(run(machine, three(machine), "first", "second").samples["first"]) == FEWEST_WHEN_QUIET
     # With one baseline the second is an arm like any other, and with none nothing is held against anything.
     machine = Machine()
-    assert len(run(machine, three(machine), "first").samples["first"]) > MIN_ROUNDS
+    assert len(run(machine, three(machine), "first").samples["first"]) > FEWEST_WHEN_QUIET
     machine = Machine()
-    assert len(run(machine, three(machine)).samples["first"]) == MIN_ROUNDS
+    assert len(run(machine, three(machine)).samples["first"]) == FEWEST_WHEN_QUIET
 
 
 def test_the_least_certain_comparison_decides():
@@ -263,9 +266,8 @@ def covered(sigma: float, sessions: int) -> float:
     return hits / sessions
 
 
-# Stopping at the first interval that looks narrow favours samples that happen to agree, which costs a few percent of
-# the 95: 0.905 to 0.943 were covered in 600 sessions each for sigma from 0.005 to 0.03. Three standard errors of a
-# share of 250 are 0.05.
+# Stopping when the interval looks narrow favours samples that happen to agree. Asking for it twice in a row leaves
+# 0.926 to 0.964 covered for sigma from 0.005 to 0.03; three standard errors of a share of 250 are 0.05.
 @pytest.mark.parametrize("sigma", [0.005, 0.02])
 def test_the_interval_at_which_sampling_stops_holds_the_planted_ratio(sigma):
-    assert covered(sigma, 250) >= 0.87
+    assert covered(sigma, 250) >= 0.88

@@ -18,6 +18,8 @@ import numpy as np
 from tippingpoint.measurement import Sample, half_width
 
 MIN_ROUNDS = 4
+# Checks in a row, one every second round, at which the interval must be narrow: once may be luck.
+NARROW_CHECKS = 2
 MAX_ROUNDS = 400
 _PLATEAU_LENGTH = 64
 _PLATEAU_SPREAD = 0.05
@@ -62,6 +64,7 @@ def run_rounds(
     generator = random.Random(seed)
     samples: dict[str, list[Sample]] = {name: [] for name in arms}
     noise: list[float] = []
+    narrow = 0
     begin = clock()
     order: list[str] = []
     number = 0
@@ -82,7 +85,8 @@ def run_rounds(
         widths, spread = _uncertainty(samples, baselines)
         noise.append(spread)
         elapsed = clock() - begin
-        if widths <= target:
+        narrow = narrow + 1 if widths <= target else 0
+        if narrow == NARROW_CHECKS:
             reason = f"95 % interval within {100 * target:g} %"
         elif _has_plateaued(noise):
             reason = f"noise has plateaued after {number} rounds"
