@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ NYSTROMFORMER = Subject.parse("nystromformer")
 
 
 def points(
-    outcomes: list[Outcome], metric: str = "latency", phase: str = "inference", variant: Subject = LONGFORMER
+    outcomes: Sequence[Outcome], metric: str = "latency", phase: str = "inference", variant: Subject = LONGFORMER
 ) -> list[ComparisonPoint]:
     return comparison_points(outcomes, BERT, variant, metric=metric, phase=phase)
 

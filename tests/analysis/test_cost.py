@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -18,13 +19,13 @@ HUBERT = Subject.parse("hubert")
 VIT = Subject.parse("vit")
 
 
-def latency(outcomes: list[Outcome], subject: Subject = BERT) -> CostCurve:
+def latency(outcomes: Sequence[Outcome], subject: Subject = BERT) -> CostCurve:
     curve = cost_curve(outcomes, subject, metric="latency", phase="inference")
     assert curve is not None
     return curve
 
 
-def power_law(subject: Subject, lengths: list[float], factor: float, power: float) -> CostCurve:
+def power_law(subject: Subject, lengths: Sequence[float], factor: float, power: float) -> CostCurve:
     """A curve whose cost is `factor` times the executed positions to a power, without noise."""
     executed = architecture_of(subject).executed_positions
     return latency([measurement(subject, n, factor * executed(n) ** power) for n in lengths], subject)

@@ -208,8 +208,7 @@ def test_constraints_exclude_with_what_was_observed():
     assert found.choice == LOCAL
     why = excluded(found)
     assert why[LOCAL] is None
-    assert why[BERT] is not None
-    assert why[BERT].startswith("peak memory at the longest <= 1.00 GiB is not kept (1.8")
+    assert (why[BERT] or "").startswith("peak memory at the longest <= 1.00 GiB is not kept (1.8")
 
 
 def test_latency_is_held_at_the_95th_percentile_of_the_documents():
@@ -285,7 +284,7 @@ def test_notes_say_what_is_doubtful():
     data = documents(200, estimated=True, skipped=(Skipped("a.txt", "empty"),))
     notes = answer(data).notes
     assert "lengths are estimates; --tokenizer counts them" in notes
-    assert "1 items could not be read and are left out" in notes
+    assert "left out because it could not be read: 1 of the items" in notes
     assert notes[-1] == "quality is not measured here: an approximation may cost accuracy"
 
 

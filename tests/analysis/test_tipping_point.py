@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from synthetic import failure, measurement, session_at
 from tippingpoint.analysis.comparison import ComparisonPoint
-from tippingpoint.analysis.tipping_point import VERDICTS, TippingPoint, locate, tipping_point
+from tippingpoint.analysis.tipping_point import VERDICTS, TippingPoint, locate, step_drops, tipping_point
 from tippingpoint.measurement import BEST_BATCH, Measurement, Outcome
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.workload import Subject
@@ -135,7 +135,10 @@ def test_more_rounds_and_lengths_nearer_to_the_crossing_narrow_the_interval():
         for number in range(10):
             generator = np.random.default_rng(number)
             points = noisy(
-                PLANTED["quadratic against linear"], lengths, rounds, lambda count: _gaussian(generator, count)
+                PLANTED["quadratic against linear"],
+                lengths,
+                rounds,
+                lambda count, source=generator: _gaussian(source, count),
             )
             interval = locate(points).interval
             assert interval is not None
@@ -224,13 +227,17 @@ observations = st.lists(
 )
 
 
-@given(seen=observations, staircase=st.booleans())
-def test_a_tipping_point_never_lies_outside_the_measured_lengths(seen, staircase):
+@given(
+    seen=observations,
+    staircase=st.booleans(),
+    falls=st.just(()) | st.lists(st.floats(-1, 0), min_size=6, max_size=6),
+)
+def test_a_tipping_point_never_lies_outside_the_measured_lengths(seen, staircase, falls):
     points = [
         ComparisonPoint(128 * 2**number, tuple(values), censored=censored)
         for number, (values, censored) in enumerate(seen)
     ]
-    found = locate(points, staircase=staircase)
+    found = locate(points, staircase=staircase, drops=falls[: len(points)])
     assert found.verdict in VERDICTS
     assert (found.length is None) == (found.interval is None)
     assert (found.length is not None) == (found.verdict in ("crosses", "several crossings"))
@@ -339,21 +346,71 @@ def test_positions_go_with_the_native_length():
     assert found.positions_interval == tuple(row.positions(end) for end in found.interval)
 
 
-def test_the_edge_of_a_staircase_is_covered_wherever_it_lies():
-    # Longformer pays for multiples of 512: at 1,030 tokens it pays for 1,536.
-    rate = 1.4e-5
+def staircase_s(length: float, rate: float = 1.4e-5) -> float:
+    """Longformer pays for multiples of 512: at 1,030 tokens it pays for 1,536."""
+    return rate * architecture_of(LONGFORMER).executed_positions(length)
 
-    def staircase(length: float) -> float:
-        return rate * architecture_of(LONGFORMER).executed_positions(length)
 
-    ratios = [(length, bert_s(length) / staircase(length)) for length in range(128, 8193)]
-    truth = max(length for length, ratio in ratios if ratio <= 1)
-    for seed in range(8):
-        found = tips(study(seed=seed, variant=LONGFORMER, cost=staircase), LONGFORMER)
+def last_length_at_which_the_staircase_loses(rate: float = 1.4e-5) -> int:
+    return max(length for length in range(128, 8193) if bert_s(length) <= staircase_s(length, rate))
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        LENGTHS,  # all at the end of a step, where the variant looks best
+        (129, 257, 513, 1025, 2049, 4097),  # all at the start of one
+        (128, 300, 700, 1000, 1100, 1700, 3000),
+    ],
+)
+@pytest.mark.parametrize("rate", [1.1e-5, 1.4e-5, 2.0e-5])
+def test_the_edge_of_a_staircase_is_covered_wherever_the_measured_lengths_lie(lengths, rate):
+    truth = last_length_at_which_the_staircase_loses(rate)
+    for seed in range(5):
+        outcomes = study(lengths, seed=seed, variant=LONGFORMER, cost=lambda length: staircase_s(length, rate))
+        found = tips(outcomes, LONGFORMER)
         assert found.verdict in ("crosses", "several crossings")
         assert found.interval is not None
         assert found.interval[0] <= truth <= found.interval[1]
         assert any("pads to a multiple" in note for note in found.notes)
+
+
+def test_lengths_on_both_sides_of_the_edge_of_a_staircase_narrow_its_interval():
+    truth = last_length_at_which_the_staircase_loses()
+    near = [truth - 10, truth + 30]
+    found = tips(
+        study([*LENGTHS[:3], *near, *LENGTHS[4:]], variant=LONGFORMER, cost=staircase_s, noise=0.001), LONGFORMER
+    )
+    assert found.interval is not None
+    assert near[0] <= found.interval[0] <= truth <= found.interval[1] <= near[1]
+
+
+def test_a_variant_that_is_ahead_only_at_the_ends_of_its_steps_is_not_always_better():
+    # At 512 tokens it is 8 % ahead; at 513 it pays for 1,024.
+    found = tips(study((512, 2048, 4096), variant=LONGFORMER, cost=staircase_s), LONGFORMER)
+    assert found.verdict == "crosses"
+    assert found.interval is not None
+    assert found.interval[0] <= last_length_at_which_the_staircase_loses() <= found.interval[1]
+
+
+def test_the_fall_beyond_a_step_is_that_of_the_positions_it_executes():
+    points = curve_of(lambda length: 0.0, (300, 512, 513, 1024))
+    falls = step_drops(points, BERT, LONGFORMER, "latency")
+    # The baseline's own growth up to the next step makes up for some of it.
+    expected = [
+        math.log(513 / 300 / 2),
+        math.log(513 / 512 / 2),
+        math.log(1025 / 513 / 1.5),
+        math.log(1025 / 1024 / 1.5),
+    ]
+    assert falls == pytest.approx([min(0, fall) for fall in expected])
+    # Its memory may be nothing but weights, and not grow at all.
+    assert step_drops(points, BERT, LONGFORMER, "peak_memory")[1] == pytest.approx(-math.log(2))
+
+
+def test_a_variant_that_does_not_pad_has_no_steps():
+    points = curve_of(lambda length: 0.0)
+    assert step_drops(points, BERT, LOCAL, "latency") == (0,) * len(points)
 
 
 def test_a_baseline_that_runs_out_of_memory_has_lost_from_there_on():

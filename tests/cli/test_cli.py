@@ -1,4 +1,3 @@
-import importlib
 import json
 import os
 import re
@@ -6,7 +5,7 @@ import shlex
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def here(documents: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def here(documents: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(documents)
     return documents
 
@@ -441,8 +440,3 @@ def test_an_encoding_without_block_characters_is_no_obstacle(documents, encoding
     )
     assert done.returncode == 0, done.stderr
     assert "Lengths of 5 documents" in done.stdout
-
-
-def test_every_verb_lives_in_a_module_of_its_own():
-    for verb in VERBS:
-        assert importlib.import_module(f"tippingpoint.cli.{verb}").command

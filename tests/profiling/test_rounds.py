@@ -159,7 +159,9 @@ def test_sampling_goes_on_until_the_interval_is_within_the_target(sigma, target,
         assert half_width(ratios) <= target
         narrow = [half_width(ratios[:n]) <= target for n in range(MIN_ROUNDS, len(ratios) + 1, 2)]
         assert narrow[-NARROW_CHECKS:] == [True] * NARROW_CHECKS
-        assert [True] * NARROW_CHECKS not in [narrow[i : i + NARROW_CHECKS] for i in range(len(narrow) - NARROW_CHECKS)]
+        assert [True] * NARROW_CHECKS not in [
+            narrow[i : i + NARROW_CHECKS] for i in range(len(narrow) - NARROW_CHECKS)
+        ]
     else:
         assert "plateaued" in rounds.stop_reason
 

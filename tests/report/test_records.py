@@ -1,6 +1,6 @@
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
 from typing import Any
@@ -52,7 +52,7 @@ def outcomes_of() -> list[Outcome]:
     return outcomes
 
 
-def tips(outcomes: list[Outcome], variant: Subject = LOCAL, metric: str = "latency") -> TippingPoint:
+def tips(outcomes: Sequence[Outcome], variant: Subject = LOCAL, metric: str = "latency") -> TippingPoint:
     return tipping_point(outcomes, BERT, variant, metric=metric, phase="inference")
 
 

@@ -249,7 +249,8 @@ def test_every_preset_is_legal(name):
     study = resolve_study(PRESETS[name])
     assert (study.name, study.modality) == (name, name)
     assert study.threads is not None
-    assert (study.metrics, study.phases) == (METRICS, PHASES)
+    assert study.metrics == METRICS
+    assert set(study.phases) <= set(PHASES)
     low, high = study.lengths
     for subject in study.subjects:
         # The search takes the nearest length that is legal for all of them.
@@ -266,5 +267,7 @@ def test_every_preset_can_be_written_as_a_file(name, path):
         "baselines": [str(subject) for subject in study.baselines],
         "variants": [str(subject) for subject in study.variants],
         "lengths": list(study.lengths),
+        "metrics": list(study.metrics),
+        "phases": list(study.phases),
     }
     assert load(path, yaml.safe_dump(fields)) == study

@@ -198,7 +198,7 @@ def test_training_follows_inference_and_gets_a_share_of_the_budget():
     machine.finish()
     phases = [step.phase for step in machine.steps]
     assert phases.index("training") > 0
-    spent = dict.fromkeys(PHASES, 0.0)
+    spent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
     for step, (_, seconds) in zip(machine.steps, machine.sessions, strict=True):
         spent[step.phase] += seconds
     assert spent["training"] > 0.2 * study.budget_s
@@ -324,7 +324,7 @@ def _keys(steps: Iterable[Step]) -> list[tuple[object, ...]]:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_going_on_from_the_store_takes_the_same_next_step_as_going_on_without_it(name):
-    study = preset(name, budget_s=2000.0)
+    study = preset(name, budget_s=600.0)
     curves = [lambda n: 1e-4 * n * (1 + n / 1000), lambda n: 1e-4 * n * (1 + n / 500), *[lambda n: 2e-4 * n] * 2]
     if name == "vision":
         curves = [lambda n: 1e-4 * n * (1 + n / 1000), lambda n: 2e-4 * n / 16]
@@ -372,7 +372,7 @@ studies = st.builds(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     study=studies,
     planted=st.lists(curves, min_size=4, max_size=4),
@@ -439,6 +439,24 @@ def test_the_search_finds_the_planted_verdict(planted, expected, seed):
     machine = Machine(study, costs_of(study, *planted), noise=0.02, seed=seed)
     machine.finish()
     assert verdict(machine).verdict == expected
+
+
+def test_the_search_looks_on_both_sides_of_the_edge_of_a_staircase():
+    # Longformer pays for multiples of 512 tokens, and every length of the grid from 512 on is one.
+    longformer = Subject.parse("longformer")
+    study = make_study(BERT, longformer)
+    costs: dict[Subject, Cost] = {BERT: lambda n: 1e-5 * n * (1 + n / 1000), longformer: lambda n: 1.4e-5 * n}
+    executed = architecture_of(longformer).executed_positions
+    truth = max(n for n in range(128, 8193) if costs[BERT](n) <= costs[longformer](executed(n)))
+    assert 1024 < truth < 1100
+    machine = Machine(study, costs, noise=0.002)
+    machine.finish()
+    found = verdict(machine)
+    assert found.interval is not None
+    low, high = found.interval
+    assert low <= truth <= high
+    # Gaps between lengths are as narrow as the precision; which of those in one step holds the edge may stay open.
+    assert high - low <= 512
 
 
 def test_a_tie_ends_however_large_the_budget():

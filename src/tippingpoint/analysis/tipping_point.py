@@ -5,6 +5,9 @@ the sign changes of y against log length are found; where y comes up through zer
 point lies. The interval holds the noise of the measurements and what is not known between two lengths: the
 crossing is placed by a straight line or by a parabola through either neighbour, at random, and anywhere
 between them where a subject pads to a multiple (its cost is a staircase) or ran out of memory.
+
+A subject that pads pays for whole steps: where it is ahead at the end of a step it may be behind one position
+further on. It counts as better from a length on only if it stays ahead when the next step begins.
 """
 
 from __future__ import annotations
@@ -13,12 +16,13 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from tippingpoint.analysis.comparison import ComparisonPoint, comparison_points
 from tippingpoint.measurement import Outcome
-from tippingpoint.models.catalog import architecture_of
+from tippingpoint.models.catalog import ARCHITECTURES, architecture_of
 from tippingpoint.units import format_length, format_percent
 from tippingpoint.workload import Subject
 
@@ -131,10 +135,9 @@ def tipping_point(
     """
     architecture = architecture_of(baseline)
     points = comparison_points(outcomes, baseline, variant, metric=metric, phase=phase, batch_size=batch_size)
-    staircase = any(architecture_of(subject).lengths.executed for subject in (baseline, variant))
-    found = locate(points, staircase=staircase)
+    found = locate_pair(points, baseline, variant, metric)
     notes = list(found.notes)
-    if staircase and found.length is not None:
+    if found.length is not None and _is_staircase(baseline, variant):
         notes.append("one of the two pads to a multiple, so the crossing may lie anywhere between two lengths")
     positions = interval = None
     if found.length is not None and found.interval is not None:
@@ -172,12 +175,56 @@ class Located:
     notes: tuple[str, ...] = ()
 
 
-def locate(points: Sequence[ComparisonPoint], *, staircase: bool = False, seed: int = 0) -> Located:
+def locate_pair(points: Sequence[ComparisonPoint], baseline: Subject, variant: Subject, metric: str) -> Located:
+    """Find the tipping point of a pair among its observations, knowing where its subjects pad; see `locate`."""
+    drops = step_drops(points, baseline, variant, metric)
+    return locate(points, staircase=_is_staircase(baseline, variant), drops=drops)
+
+
+def _is_staircase(*subjects: Subject) -> bool:
+    return any(architecture_of(subject).lengths.executed for subject in subjects)
+
+
+def step_drops(
+    points: Iterable[ComparisonPoint], baseline: Subject, variant: Subject, metric: str
+) -> tuple[float, ...]:
+    """Return how far the log-ratio may fall, at most, between each point and the next step of the variant.
+
+    0 where the variant does not pad. A cost is taken to grow in proportion to the executed positions at most,
+    and a baseline's time in proportion to its positions at least; its memory may not grow at all.
+
+    Args:
+        points: At growing lengths.
+        baseline: The subject to beat.
+        variant: The subject that may be better.
+        metric: "latency", "throughput" or "peak_memory".
+    """
+    if architecture_of(variant).lengths.executed is None:
+        return tuple(0.0 for _ in points)
+    grows = metric != "peak_memory"
+    return tuple(_step_drop(point.length, baseline.architecture, variant.architecture, grows) for point in points)
+
+
+@cache
+def _step_drop(length: float, baseline: str, variant: str, baseline_grows: bool) -> float:
+    ours, theirs = ARCHITECTURES[variant], ARCHITECTURES[baseline]
+    executed = ours.executed_positions(length)
+    beyond = length
+    while ours.executed_positions(beyond) <= executed:
+        beyond += ours.lengths.multiple_of
+    gained = math.log(theirs.positions(beyond) / theirs.positions(length)) if baseline_grows else 0.0
+    return min(0.0, gained - math.log(ours.executed_positions(beyond) / executed))
+
+
+def locate(
+    points: Sequence[ComparisonPoint], *, staircase: bool = False, drops: Sequence[float] = (), seed: int = 0
+) -> Located:
     """Find the tipping point among observations.
 
     Args:
         points: At growing lengths.
         staircase: Whether cost may jump anywhere between two lengths.
+        drops: For each point, how far the log-ratio may fall before the next one: see `step_drops`.
         seed: Of the generator that places crossings between two lengths.
     """
     if not points:
@@ -186,9 +233,10 @@ def locate(points: Sequence[ComparisonPoint], *, staircase: bool = False, seed: 
     # Points have unlike noise, and their replicates come from the same seed: shuffling makes them independent.
     generator = np.random.default_rng(seed)
     replicates = generator.permuted(replicates, axis=0)
-    better = replicates > 0
-    share_always = float(better.all(axis=1).mean())
-    share_ends_better = float(better[:, -1].mean())
+    # Beyond the longest length nothing is said.
+    falls = np.array([*drops[:-1], 0.0]) if drops else np.zeros(len(points))
+    share_always = float((replicates + falls > 0).all(axis=1).mean())
+    share_ends_better = float((replicates[:, -1] > 0).mean())
     confident = [sign for sign in (point.sign for point in points) if sign]
     changes = sum(first != second for first, second in itertools.pairwise(confident))
 
@@ -205,7 +253,7 @@ def locate(points: Sequence[ComparisonPoint], *, staircase: bool = False, seed: 
     if share_always >= _CONFIDENCE:
         return Located("always")
     logs = np.log([point.length for point in points])
-    crossings = np.array([_last_crossing(logs, row, staircase, generator) for row in replicates])
+    crossings = _last_crossings(logs, replicates, falls, staircase, generator)
     low, middle, high = np.exp(np.percentile(crossings, [2.5, 50, 97.5]))
     notes = ()
     if share_always > 1 - _CONFIDENCE:
@@ -216,44 +264,84 @@ def locate(points: Sequence[ComparisonPoint], *, staircase: bool = False, seed: 
     return Located(verdict, float(middle), (float(low), float(high)), notes)
 
 
-def _last_crossing(logs: np.ndarray, values: np.ndarray, staircase: bool, generator: np.random.Generator) -> float:
-    """Return the log length at which one replicate comes up through zero for the last time.
+def _last_crossings(
+    logs: np.ndarray, values: np.ndarray, falls: np.ndarray, staircase: bool, generator: np.random.Generator
+) -> np.ndarray:
+    """Return the log length at which each replicate comes up through zero for the last time, [replicates].
 
     A replicate that is never below zero crosses no later than the shortest length.
+
+    Args:
+        logs: Logarithms of the lengths, [points].
+        values: Replicates of the log-ratio, [replicates, points].
+        falls: How far it may fall right after each point, [points].
+        staircase: Whether it may jump anywhere between two lengths.
+        generator: Places crossings between two lengths.
     """
-    below = np.flatnonzero(values <= 0)
-    if below.size == 0:
-        return float(logs[0])
-    left = int(below[-1])
-    if left == len(logs) - 1:
-        return float(logs[-1])
-    right = left + 1
-    start, end = logs[left], logs[right]
-    if staircase or not (np.isfinite(values[left]) and np.isfinite(values[right])):
-        return float(generator.uniform(start, end))
-    straight = start - values[left] * (end - start) / (values[right] - values[left])
-    neighbours = [k for k in (left - 1, right + 1) if 0 <= k < len(logs) and np.isfinite(values[k])]
-    choice = int(generator.integers(len(neighbours) + 1))
-    if choice == len(neighbours):
-        return float(straight)
-    three = [left, right, neighbours[choice]]
-    return _parabola_root(logs[three], values[three], start, end, straight)
+    last = len(logs) - 1
+    behind, unsafe = _last_true(values <= 0), _last_true(values + falls <= 0)
+    crossings = np.where(unsafe < 0, logs[0], logs[-1])
+    rows = np.flatnonzero((unsafe >= 0) & (unsafe < last))
+    left, right = np.maximum(behind[rows], 0), unsafe[rows] + 1
+    crossings[rows] = generator.uniform(logs[left], logs[right])
+    finite = np.isfinite(values[rows, left]) & np.isfinite(values[rows, right])
+    if not staircase:
+        smooth = finite & (right == left + 1)
+        crossings[rows[smooth]] = _interpolated(logs, values[rows[smooth]], left[smooth], generator)
+    return crossings
 
 
-def _parabola_root(x: np.ndarray, y: np.ndarray, start: float, end: float, otherwise: float) -> float:
-    """Return the root between `start` and `end` of the parabola through three points.
+def _last_true(flags: np.ndarray) -> np.ndarray:
+    """Return the last column that is true in each row, -1 where none is."""
+    return np.where(flags.any(axis=1), flags.shape[1] - 1 - flags[:, ::-1].argmax(axis=1), -1)
 
-    There is one because the values at both ends have opposite signs; `otherwise` is for a flat parabola.
+
+def _interpolated(
+    logs: np.ndarray, values: np.ndarray, left: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """Return where each replicate crosses zero between `left` and the next length, [replicates].
+
+    By a straight line or by a parabola through either neighbour, at random among those there are.
     """
-    slope = (y[1] - y[0]) / (x[1] - x[0])
-    bend = ((y[2] - y[1]) / (x[2] - x[1]) - slope) / (x[2] - x[0])
-    # y[0] + slope t + bend t (t - h) with t = x - x[0], h = x[1] - x[0]
-    linear = slope - bend * (x[1] - x[0])
-    root = linear**2 - 4 * bend * y[0]
-    if abs(bend) < 1e-12 or root < 0:
-        return float(otherwise)
-    for sign in (1, -1):
-        candidate = x[0] + (-linear + sign * math.sqrt(root)) / (2 * bend)
-        if start <= candidate <= end:
-            return float(candidate)
-    return float(otherwise)
+    rows = np.arange(len(values))
+    x0, x1, y0, y1 = logs[left], logs[left + 1], values[rows, left], values[rows, left + 1]
+    straight = x0 - y0 * (x1 - x0) / (y1 - y0)
+    neighbours = np.stack([left - 1, left + 2])
+    there = (neighbours >= 0) & (neighbours < len(logs))
+    neighbours = np.where(there, neighbours, left)
+    there &= np.isfinite(values[rows, neighbours])
+    # A choice among 1, 2 or 3: below the number of neighbours it is one of them, else the straight line.
+    choice = generator.integers(there.sum(axis=0) + 1)
+    second = (choice == 1) | ~there[0]
+    chosen = np.where(second, neighbours[1], neighbours[0])
+    curved = choice < there.sum(axis=0)
+    x2 = np.where(curved, logs[chosen], x1 + 1.0)
+    y2 = np.where(curved, values[rows, chosen], y1)
+    return np.where(curved, _parabola_root(x0, x1, x2, y0, y1, y2, straight), straight)
+
+
+def _parabola_root(
+    x0: np.ndarray,
+    x1: np.ndarray,
+    x2: np.ndarray,
+    y0: np.ndarray,
+    y1: np.ndarray,
+    y2: np.ndarray,
+    straight: np.ndarray,
+) -> np.ndarray:
+    """Return the root between x0 and x1 of each parabola through three points.
+
+    There is one because the values at both ends have opposite signs; `straight` is for a flat parabola.
+    """
+    slope = (y1 - y0) / (x1 - x0)
+    bend = ((y2 - y1) / (x2 - x1) - slope) / (x2 - x0)
+    # y0 + slope t + bend t (t - h) with t = x - x0, h = x1 - x0
+    linear = slope - bend * (x1 - x0)
+    square = linear**2 - 4 * bend * y0
+    flat = (np.abs(bend) < 1e-12) | (square < 0)
+    bend, square = np.where(flat, 1.0, bend), np.where(flat, 0.0, square)
+    found = straight
+    for sign in (-1, 1):
+        root = x0 + (-linear + sign * np.sqrt(square)) / (2 * bend)
+        found = np.where(~flat & (x0 <= root) & (root <= x1), root, found)
+    return found

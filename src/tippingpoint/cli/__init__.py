@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         if type(error).__name__ == "NoArgsIsHelpError":
-            return 2  # the help has been printed
+            sys.stderr.write(f"{error}\n")  # its message is the help
+            return 2
         context = getattr(error, "ctx", None)
         hint = f" (see `{context.command_path} --help`)" if context else ""
         message = getattr(error, "format_message", error.__str__)()

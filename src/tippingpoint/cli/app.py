@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from tippingpoint import __version__
-from tippingpoint.cli import doctor, find, lengths, profile, recommend, study
-from tippingpoint.cli import list as list_
+from tippingpoint.cli import catalog, doctor, find, lengths, profile, recommend, study
 
 app = typer.Typer(
     name="tippingpoint",
@@ -39,7 +38,7 @@ def _root(
 
 
 for _module, _name in (
-    (list_, "list"),
+    (catalog, "list"),
     (doctor, "doctor"),
     (lengths, "lengths"),
     (profile, "profile"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from typing import Any
@@ -14,6 +15,9 @@ _WIDTH = 140
 
 def show(*renderables: RenderableType) -> None:
     """Print tables and text to stdout."""
+    # What the terminal's encoding lacks is replaced, so that output never fails for want of a character.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     for renderable in renderables:
         # A sentence is left to the terminal to wrap, so that a pipe gets it as one line.

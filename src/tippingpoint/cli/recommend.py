@@ -52,8 +52,9 @@ def command(
     from tippingpoint.store import Store
     from tippingpoint.study.recommend import recommend
     from tippingpoint.units import parse_duration
-    from tippingpoint.workload import Subject
+    from tippingpoint.workload import METRICS, Subject, check_choice
 
+    wanted = check_choice("objective", "peak_memory" if objective == "memory" else objective, METRICS)
     bounds = [Constraint.parse(text) for text in constraint or ()]
     chosen = [Subject.parse(text) for text in candidates.split()] if candidates else None
     data = read(paths, modality, column, tokenizer, max_length)
@@ -63,7 +64,7 @@ def command(
         answer = recommend(
             data,
             candidates=chosen,
-            objective="peak_memory" if objective == "memory" else objective,
+            objective=wanted,
             constraints=bounds,
             phase=phase,
             device=device,

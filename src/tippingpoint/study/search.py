@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tippingpoint.analysis.comparison import ComparisonPoint, comparison_points
-from tippingpoint.analysis.tipping_point import locate
+from tippingpoint.analysis.tipping_point import locate_pair
 from tippingpoint.measurement import Failure, Measurement, Outcome, is_best_batch
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.profiling.rounds import MIN_ROUNDS
@@ -147,7 +147,7 @@ def _brackets(
     for pair in pairs(study):
         for metric in metrics:
             points = _points(study, phase, known, *pair, metric)
-            for low, high in _gaps(points, _uncertain_range(points)):
+            for low, high in _gaps(points, _uncertain_range(points, *pair, metric)):
                 middle = _legal(study, math.sqrt(low * high))
                 if high / low <= 1 + study.precision or not low < middle < high:
                     continue
@@ -224,9 +224,11 @@ def _all_settled(study: Study, phase: str, known: Known) -> bool:
     return True
 
 
-def _uncertain_range(points: Sequence[ComparisonPoint]) -> tuple[float, float] | None:
+def _uncertain_range(
+    points: Sequence[ComparisonPoint], baseline: Subject, variant: Subject, metric: str
+) -> tuple[float, float] | None:
     """Return where the tipping point may lie: its interval, or the two lengths between which the median crosses."""
-    located = locate(points)
+    located = locate_pair(points, baseline, variant, metric)
     if located.interval:
         return located.interval
     for left, right in itertools.pairwise(reversed(points)):
