@@ -30,7 +30,8 @@ class WontFitError(TippingPointError):
 
     Args:
         message: What is needed and what there is.
-        measured: True if the need was extrapolated from measured lengths, False if it is a bound in closed form.
+        measured: True if the need was extrapolated from measured lengths or cannot be avoided, False if it is an
+            upper bound in closed form, which shorter lengths may refute.
     """
 
     def __init__(self, message: str, *, measured: bool) -> None:

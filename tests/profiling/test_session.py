@@ -62,7 +62,6 @@ def test_every_subject_is_measured_with_its_positions_parameters_flops_and_memor
     assert (found.positions, found.executed_positions) == (positions, executed)
     assert found.parameters > 10_000
     assert found.flops is not None
-    # Every position passes at least one multiply-add of every weight that is not an embedding.
     assert found.flops.total > 1_000_000
     assert found.memory is not None
     assert 0 < found.memory.weights_bytes <= found.memory.peak_bytes
@@ -142,13 +141,6 @@ def test_two_sessions_are_told_apart():
         paired_log_ratios(one, other)
 
 
-def test_a_subject_against_itself_is_within_noise():
-    # Two spellings of the fused attention.
-    found = measure_together([tiny("bert", 256), tiny("bert@sdpa", 256)], effort=Effort(target=0.01, budget_s=1.0))
-    ratios = paired_log_ratios(measured(found[0]), measured(found[1]))
-    assert abs(float(sorted(ratios)[len(ratios) // 2])) < 0.1
-
-
 def test_the_search_for_the_best_batch_leaves_its_curve_and_measures_there():
     found = measure_together([tiny("bert", 32), tiny("bert@eager", 32)], effort=QUICK, largest_batches=[4, 4])
     first = [measured(outcome) for outcome in found[:2]]
@@ -214,13 +206,13 @@ def test_a_subject_whose_process_dies_is_a_row_and_the_other_one_is_measured(num
 def test_a_subject_that_hangs_is_a_row_and_the_other_one_is_measured():
     found = measure_together(
         [tiny("bert"), tiny("bert@eager")],
-        effort=Effort(target=0.5, budget_s=0.1, timeout_s=1.0),
+        effort=Effort(target=0.5, budget_s=0.1, timeout_s=3.0),
         progress=during("latency of", lambda pids: os.kill(pids[1], signal.SIGSTOP)),
     )
     measured(found[0])
     lost = failed(found[1])
     assert lost.kind == "timeout"
-    assert "took longer than 1 s" in lost.message
+    assert "took longer than 3 s" in lost.message
     assert workers() == []
 
 
@@ -266,8 +258,9 @@ def too_long_for_fused_attention() -> int:
 
 
 def too_long_for_a_score_matrix() -> int:
-    """A length whose scores need over 50 GiB of the tiny model; over 800 GiB where that would fit."""
-    return 60_000 if available_memory() < 40 * 2**30 else 240_000
+    """A length whose scores take more memory than there is, twice over; 60,000 tokens at least."""
+    bytes_at_one = 2 * 2 * 4  # scores and softmax of the tiny model's two heads in float32
+    return max(60_000, int(math.sqrt(2 * available_memory() / bytes_at_one)))
 
 
 def test_fused_attention_over_two_million_tokens_is_refused_before_it_is_tried():
@@ -281,19 +274,29 @@ def test_fused_attention_over_two_million_tokens_is_refused_before_it_is_tried()
 
 
 def test_a_score_matrix_of_60000_tokens_is_refused_before_it_is_tried():
+    length = too_long_for_a_score_matrix()
     begin = now()
-    lost = failed(quickly(tiny("bert@eager", too_long_for_a_score_matrix())))
+    lost = failed(quickly(tiny("bert@eager", length)))
     assert now() - begin < 20
     assert (lost.kind, lost.refused) == ("out_of_memory", True)
-    assert lost.message.startswith("refused before trying: about ")
-    assert lost.positions == too_long_for_a_score_matrix()
+    assert "would be needed (for weights and attention scores alone)" in lost.message
+    assert lost.positions == length
 
 
-def test_a_score_matrix_is_refused_though_the_allocator_keeps_the_small_blocks_of_its_probes():
-    # At a sixty-fourth of this length the C library keeps what is freed, and at a thirty-second it does not:
-    # from the two readings memory would seem to grow in proportion to the length.
-    lost = failed(quickly(tiny("bert@eager", 4 * too_long_for_a_score_matrix() // 2 - 21_146)))
-    assert (lost.kind, lost.refused) == ("out_of_memory", True)
+def test_scores_are_foreseen_though_shorter_inputs_seem_to_need_little():
+    # The C library keeps small blocks that were freed and gives large ones back, so that memory can seem to grow
+    # in proportion to the length between two short inputs.
+    little = [(1500, 80_000_000), (3000, 160_000_000)]
+    (lost,) = measure_together([tiny("bert@eager", too_long_for_a_score_matrix())], effort=QUICK, known=[little])
+    assert failed(lost).refused
+
+
+def test_what_a_bound_refuses_is_tried_where_shorter_inputs_refute_it():
+    # A window of 4 over this many tokens fits where the scores of full attention would not.
+    length = int(1.1 * math.sqrt(available_memory() / (4 * 6 * 2)))
+    found = measured(quickly(tiny("bert@local:window=4", length)))
+    assert found.memory is not None
+    assert found.memory.peak_bytes < available_memory()
 
 
 def test_what_does_not_fit_is_a_row_beside_what_does():

@@ -10,6 +10,9 @@ import os
 import sys
 from collections.abc import Sequence
 
+_INTERRUPTED = "interrupted; what was measured before is kept in the store"
+_SHELL_INTERRUPT = 130
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors become one sentence on stderr.
@@ -32,11 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     click_exception: type[Exception] = typer.BadParameter.__mro__[2]
 
     try:
-        app(given, prog_name="tippingpoint", standalone_mode=False)
+        code = app(given, prog_name="tippingpoint", standalone_mode=False)
     except typer.Exit as exit_:
         return exit_.exit_code
     except typer.Abort:
-        return _complain("interrupted", 1)
+        return _complain(_INTERRUPTED, 1)
     except click_exception as error:
         if debug:
             raise
@@ -52,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _complain(" ".join(str(error).split()), error.exit_code)
     except KeyboardInterrupt:
-        return _complain("interrupted; what was measured before is kept in the store", 1)
+        return _complain(_INTERRUPTED, 1)
     except BrokenPipeError:
         # The reader of our output went away, as `head` does; there is nobody left to complain to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -61,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _complain(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", 1)
-    return 0
+    # Some versions of Typer return the code of an exit, 130 for an interrupt among them, instead of raising it.
+    if code == _SHELL_INTERRUPT:
+        return _complain(_INTERRUPTED, 1)
+    return code if isinstance(code, int) else 0
 
 
 def _complain(message: str, code: int) -> int:

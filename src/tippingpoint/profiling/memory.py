@@ -56,6 +56,22 @@ def bound_call_bytes(workload: Workload, architecture: Architecture, config: Map
     return _OVERHEAD_BYTES + workload.batch_size * (layers_alive * layer + front_end)
 
 
+def least_call_bytes(workload: Workload, architecture: Architecture, config: Mapping[str, Any]) -> int:
+    """Return bytes that no call can do without, in closed form: with eager attention, scores and their softmax.
+
+    Short inputs can mislead about them: the C library keeps small blocks that were freed and gives large ones back.
+
+    Args:
+        workload: What to run.
+        architecture: Its row of the catalogue.
+        config: Its configuration.
+    """
+    if all(variant.name != "eager" for variant in workload.subject.variants):
+        return 0
+    scores = config["num_attention_heads"] * architecture.executed_positions(workload.length) ** 2
+    return workload.batch_size * 2 * scores * _BYTES[workload.dtype]
+
+
 def predict_call_bytes(known: KnownPoints, positions: int) -> int | None:
     """Return what a call is expected to need at a length, from other lengths; None without any.
 

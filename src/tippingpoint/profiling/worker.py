@@ -21,6 +21,7 @@ from tippingpoint.profiling.memory import (
     SAFE_SHARE,
     KnownPoints,
     bound_call_bytes,
+    least_call_bytes,
     predict_call_bytes,
     weight_bytes,
 )
@@ -42,7 +43,7 @@ class Inspection:
 class Problem:
     """An exception of a worker, as it travels to the parent.
 
-    `refused` is None for what was tried; otherwise what the refusal rests on, "measured" or "bound".
+    `refused` is None for what was tried; otherwise "measured", or "bound" where shorter inputs may refute it.
     """
 
     kind: str
@@ -94,15 +95,22 @@ class Worker:
     def _refuse_what_cannot_fit(self, workload: Workload, known: KnownPoints) -> None:
         from tippingpoint.models.build import count_parameters, make_config
 
-        architecture = architecture_of(workload.subject)
-        call = predict_call_bytes(known, architecture.positions(workload.length))
-        measured = call is not None
-        if call is None:
-            call = bound_call_bytes(workload, architecture, make_config(workload).to_dict())
-        need = weight_bytes(workload, count_parameters(workload)) + call
+        architecture, config = architecture_of(workload.subject), make_config(workload).to_dict()
+        weights = weight_bytes(workload, count_parameters(workload))
         there = self.device.available_bytes()
+        least = weights + least_call_bytes(workload, architecture, config)
+        call = predict_call_bytes(known, architecture.positions(workload.length))
+        if least > SAFE_SHARE * there:
+            need, basis, measured = least, "for weights and attention scores alone", True
+        elif call is not None:
+            need, basis, measured = weights + call, "extrapolated from shorter inputs", True
+        else:
+            need, basis, measured = (
+                weights + bound_call_bytes(workload, architecture, config),
+                "an upper bound",
+                False,
+            )
         if need > SAFE_SHARE * there:
-            basis = "extrapolated from shorter inputs" if measured else "an upper bound"
             raise WontFitError(
                 f"refused before trying: about {format_bytes(need)} would be needed ({basis}), and "
                 f"{format_bytes(there)} are free",
