@@ -73,7 +73,8 @@ def here(documents: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def quick(words: Sequence[str]) -> list[str]:
     """The same command with a budget that ends at once (the later option counts), on a machine that is busy."""
-    return [*words, *(["--budget", "0.1s", "--threads", "1"] if words[0] in MEASURING else [])]
+    words = [*words, *(["--budget", "0.1s", "--threads", "1"] if words[0] in MEASURING else [])]
+    return [*words, *(["--metric", "latency"] if words[0] == "study" else [])]
 
 
 def test_without_a_verb_the_help_is_shown(run):

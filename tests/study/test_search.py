@@ -372,7 +372,7 @@ studies = st.builds(
 )
 
 
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(
     study=studies,
     planted=st.lists(curves, min_size=4, max_size=4),
