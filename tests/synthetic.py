@@ -57,7 +57,7 @@ def measurement(
         executed_positions=architecture.executed_positions(length),
         parameters=1_000_000,
         attention="sdpa",
-        warm_up_s=(2 * float(rounds[0]), float(rounds[0])),
+        warm_ups_s=((2 * float(rounds[0]), float(rounds[0])),),
         samples=tuple(Sample(number, 0, number * 0.1, 1, float(each)) for number, each in enumerate(rounds)),
         stop_reason="95 % interval within 2 %",
         memory=None

@@ -16,7 +16,7 @@ ROOT = Path(tippingpoint.__file__).parent
 RANKS = (
     {"errors"},
     {"units"},
-    {"workload"},
+    {"workload", "intervals", "machine"},
     {"measurement"},
     {"attention"},
     {"models"},
@@ -26,7 +26,18 @@ RANKS = (
     {"cli", "__main__"},
 )
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
-TORCH_FREE = {"errors", "units", "workload", "measurement", "data", "store", "analysis", "report"}
+TORCH_FREE = {
+    "errors",
+    "units",
+    "workload",
+    "intervals",
+    "machine",
+    "measurement",
+    "data",
+    "store",
+    "analysis",
+    "report",
+}
 # What describes models without building them, and what of it is meant for others.
 TABLES = {"catalog", "architecture", "text", "speech", "vision"}
 OFFERED = {"catalog", "architecture"}

@@ -89,7 +89,7 @@ measurements = st.builds(
     executed_positions=counts,
     parameters=counts,
     attention=names,
-    warm_up_s=st.lists(positive, min_size=1, max_size=3).map(tuple),
+    warm_ups_s=st.lists(st.lists(positive, min_size=1, max_size=3).map(tuple), min_size=1, max_size=2).map(tuple),
     samples=st.lists(samples, min_size=1, max_size=4).map(tuple),
     stop_reason=names,
     memory=st.none() | st.builds(Memory, peak_bytes=counts, weights_bytes=counts, method=names),

@@ -2,66 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from tippingpoint.intervals import center, center_replicates, interval
+from tippingpoint.machine import Conditions, Environment, Peaks
 from tippingpoint.units import format_bytes, format_count, format_percent, format_rate, format_seconds
 from tippingpoint.workload import Workload
 
 FAILURE_KINDS = ("out_of_memory", "timeout", "crashed", "unsupported")
-REPLICATES = 2000
 # A session is named ROOT (the pass that each subject runs alone), ROOT-GROUP (those timed together) or
 # ROOT-GROUP-batch (the same, each at its best batch size).
 BEST_BATCH = "-batch"
-# Below this many samples the bootstrap of a median cannot leave the observed range often enough to hold
-# 95 %: with n samples the widest interval it can give covers 1 - 2**(1 - n). Student's t takes over.
-# Above it, replicates are still too narrow by sqrt((n - 1) / n) and by the normal quantile where Student's
-# belongs, together 1 + 1.7 / (n - 1) to first order (the expanded percentile interval of Hesterberg,
-# arXiv:1411.5279). Without that the 95 % interval of 8 samples holds the truth in 90 % of cases.
-FEWEST_FOR_BOOTSTRAP = 8
-_TOO_NARROW = 1.7
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Environment:
-    """The machine and software a measurement was made with; only what stays the same between two runs."""
-
-    device_name: str
-    cpu_model: str
-    cores: int
-    threads: int
-    memory_bytes: int
-    platform: str
-    python: str
-    torch: str
-    transformers: str
-    tippingpoint: str
-    cpu_capability: str = ""
-    driver: str = ""
-    float32_matmul_precision: str = "highest"
-
-    @property
-    def fingerprint(self) -> str:
-        """Twelve hexadecimal digits; equal for two runs that may be compared."""
-        text = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-    def __str__(self) -> str:
-        return (
-            f"{self.device_name}, {self.threads} threads on {self.cpu_model} ({self.cores} cores, "
-            f"{format_bytes(self.memory_bytes)}), torch {self.torch}, transformers {self.transformers}, "
-            f"{self.platform}"
-        )
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One timed block: `calls` calls took `seconds`; `round` pairs it with the other arms' blocks."""
+    """One timed block of calls.
+
+    Attributes:
+        round: Pairs it with the other subjects' blocks; no two processes share a round.
+        order: Its place within the round.
+        started_s: Seconds from the first block of the session to the start of this one.
+        calls: How many calls were made.
+        seconds: What they took together, on the host's clock.
+        device_seconds: The same on the device's own clock, where it has one.
+        process: Which of the subject's processes ran it, from 0.
+        conditions: What the machine did meanwhile.
+        repeated: The device was throttled, and the block was run again: this one is kept, and counts nowhere.
+    """
 
     round: int
     order: int
@@ -69,6 +40,9 @@ class Sample:
     calls: int
     seconds: float
     device_seconds: float | None = None
+    process: int = 0
+    conditions: Conditions | None = None
+    repeated: bool = False
 
     @property
     def per_call_s(self) -> float:
@@ -78,29 +52,78 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Peak memory of a call, in bytes above what the process held before the model existed.
+    """Peak memory of a call, in bytes above what the process held before the model existed, and its parts.
 
-    `weights_bytes` is what building the model added; `peak_bytes` minus it is what the call itself needed:
-    inputs, activations and, in training, gradients and optimizer state.
+    Attributes:
+        peak_bytes: The most that was held at once.
+        weights_bytes: Parameters and buffers, shared ones once.
+        inputs_bytes: The batch.
+        gradients_bytes: In training, of all parameters.
+        optimizer_bytes: In training, state of the optimizer.
+        method: How the peak was read.
+        reserved_bytes: On CUDA, what the caching allocator had taken from the device at its peak.
     """
 
     peak_bytes: int
     weights_bytes: int
     method: str
+    inputs_bytes: int = 0
+    gradients_bytes: int = 0
+    optimizer_bytes: int = 0
+    reserved_bytes: int | None = None
 
     @property
-    def call_bytes(self) -> int:
-        """Bytes the call needed beyond the weights."""
-        return max(0, self.peak_bytes - self.weights_bytes)
+    def activations_bytes(self) -> int:
+        """What the peak held beside weights, inputs, gradients and optimizer state: activations and workspace."""
+        parts = self.weights_bytes + self.inputs_bytes + self.gradients_bytes + self.optimizer_bytes
+        return max(0, self.peak_bytes - parts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flops:
-    """Floating-point operations of one call (a multiply-add is 2), and the operators without a formula."""
+    """Floating-point operations of one call (a multiply-add is 2).
+
+    Attributes:
+        total: What was executed, padding and whole blocks included.
+        by_operator: The same by operator.
+        uncounted: Operators that look costly and have no formula, and how often each ran.
+        algorithmic: What the published definition asks for at the real length, in closed form; None where the
+            catalogue has no formula.
+        bytes_accessed: Inputs and outputs of every operator that ran, in bytes: what crosses the memory bus if
+            no cache helps.
+    """
 
     total: int
     by_operator: tuple[tuple[str, int], ...]
     uncounted: tuple[tuple[str, int], ...] = ()
+    algorithmic: int | None = None
+    bytes_accessed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Energy:
+    """Energy of one call, from counters alone.
+
+    Attributes:
+        joules_per_call: Gross: everything the counters saw, divided by the calls; None without a counter.
+        idle_watts: Power of the idle machine just before, by the same counters.
+        window_s: Seconds of the window in which calls ran.
+        calls: How many ran in it.
+        source: Which counters, or why there is none.
+    """
+
+    joules_per_call: float | None
+    source: str
+    idle_watts: float = 0.0
+    window_s: float = 0.0
+    calls: int = 0
+
+    @property
+    def net_joules_per_call(self) -> float | None:
+        """Without what the idle machine would have used in the same time."""
+        if self.joules_per_call is None:
+            return None
+        return self.joules_per_call - self.idle_watts * self.window_s / self.calls
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -115,13 +138,16 @@ class Measurement:
         executed_positions: Positions after the model's own padding; what was paid for.
         parameters: Number of parameters, shared ones once.
         attention: The path that really ran, as observed in one call.
-        warm_up_s: Seconds per call before the timed blocks; the first one is the cold call.
+        warm_ups_s: For each process, seconds per call before the timed blocks; the first one is the cold call.
         samples: The timed blocks, in order, none dropped.
         stop_reason: Why sampling ended.
         memory: Peak memory, from a process of its own.
         flops: From a pass of its own.
         batch_curve: Sequences per second by batch size, where the best one was looked for.
         notes: What the reader of the number should know.
+        peaks: How fast this machine was seen to be with the workload's threads and dtype.
+        energy: Where it was asked for.
+        compile_s: With `torch.compile`, seconds of the first call of all, with an empty cache of compiled code.
     """
 
     workload: Workload
@@ -131,34 +157,49 @@ class Measurement:
     executed_positions: int
     parameters: int
     attention: str
-    warm_up_s: tuple[float, ...]
+    warm_ups_s: tuple[tuple[float, ...], ...]
     samples: tuple[Sample, ...]
     stop_reason: str
     memory: Memory | None = None
     flops: Flops | None = None
     batch_curve: tuple[tuple[int, float], ...] = ()
     notes: tuple[str, ...] = ()
+    peaks: Peaks | None = None
+    energy: Energy | None = None
+    compile_s: float | None = None
+
+    @cached_property
+    def counted(self) -> tuple[Sample, ...]:
+        """The samples that count: all but those that were run again because the device was throttled."""
+        return tuple(sample for sample in self.samples if not sample.repeated)
 
     @cached_property
     def per_call_s(self) -> np.ndarray:
-        """Seconds per call of every sample, [samples]."""
-        return np.array([sample.per_call_s for sample in self.samples])
+        """Seconds per call of every sample that counts, [samples]."""
+        return np.array([sample.per_call_s for sample in self.counted])
 
     @property
+    def processes(self) -> tuple[int, ...]:
+        """The process of every sample that counts, [samples]."""
+        return tuple(sample.process for sample in self.counted)
+
+    @cached_property
     def latency_s(self) -> float:
-        """Median seconds per batch."""
-        return float(np.median(self.per_call_s))
+        """Median seconds per batch (of several processes: the geometric mean of their medians)."""
+        if len(set(self.processes)) == 1:
+            return float(np.median(self.per_call_s))
+        return float(np.exp(center(np.log(self.per_call_s), self.processes)))
 
     @cached_property
     def latency_interval_s(self) -> tuple[float, float]:
-        """95 % interval of the median latency."""
-        low, high = np.exp(np.percentile(center_replicates(np.log(self.per_call_s)), [2.5, 97.5]))
-        return float(low), float(high)
+        """95 % interval of the latency."""
+        low, high = interval(center_replicates(np.log(self.per_call_s), self.processes))
+        return float(np.exp(low)), float(np.exp(high))
 
     @property
     def first_call_s(self) -> float:
-        """Seconds of the very first call (cold)."""
-        return self.warm_up_s[0]
+        """Seconds of the very first call of the first process (cold)."""
+        return self.warm_ups_s[0][0]
 
     @property
     def sequences_per_s(self) -> float:
@@ -287,55 +328,21 @@ def is_best_batch(outcome: Outcome) -> bool:
     return outcome.session.endswith(BEST_BATCH)
 
 
-def center_replicates(values: Sequence[float] | np.ndarray, seed: int = 0, count: int = REPLICATES) -> np.ndarray:
-    """Return bootstrap replicates of the centre of a sample, [count].
-
-    From 8 values on, medians of resamples, spread a little wider around the median to make up for the small
-    sample. With fewer, the median cannot be resampled honestly: draws from Student's t around the mean. A
-    single value has no spread of its own and is returned as it is, which is right only for quantities without
-    noise, such as peak memory.
-
-    Args:
-        values: Observations, on the scale on which they are roughly symmetric (logarithms of times).
-        seed: Of the generator, so that the same data always give the same interval.
-        count: Number of replicates.
-    """
-    values = np.asarray(values, dtype=float)
-    if values.size == 0:
-        raise ValueError("no values to resample")
-    generator = np.random.default_rng(seed)
-    if values.size >= FEWEST_FOR_BOOTSTRAP:
-        picks = generator.integers(values.size, size=(count, values.size))
-        center = np.median(values)
-        return center + (1 + _TOO_NARROW / (values.size - 1)) * (np.median(values[picks], axis=1) - center)
-    if values.size == 1:
-        return np.full(count, values[0])
-    error = values.std(ddof=1) / np.sqrt(values.size)
-    return values.mean() + error * generator.standard_t(values.size - 1, size=count)
-
-
-def half_width(values: Sequence[float] | np.ndarray) -> float:
-    """Return the half-width of the 95 % interval of the centre of `values`; infinite below two values."""
-    if len(values) < 2:
-        return float("inf")
-    low, high = np.percentile(center_replicates(values), [2.5, 97.5])
-    return float(high - low) / 2
-
-
-def paired_log_ratios(baseline: Measurement, variant: Measurement) -> np.ndarray:
-    """Return log(baseline / variant) of the seconds per sequence, round by round, [rounds].
+def paired_log_ratios(baseline: Measurement, variant: Measurement) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Return log(baseline / variant) of the seconds per sequence, round by round, and the process of each round.
 
     Positive where the variant is faster. Pairing by round cancels the drift of a shared machine. At unlike
-    batch sizes this is the log-ratio of throughputs.
+    batch sizes this is the log-ratio of throughputs. Both have the shape [rounds].
 
     Raises:
         ValueError: If the two were not measured in one session, or share no round.
     """
     if baseline.session != variant.session:
         raise ValueError("measurements of different sessions cannot be paired")
-    theirs = {s.round: s.per_call_s / baseline.workload.batch_size for s in baseline.samples}
-    ours = {s.round: s.per_call_s / variant.workload.batch_size for s in variant.samples}
+    theirs = {s.round: s.per_call_s / baseline.workload.batch_size for s in baseline.counted}
+    ours = {s.round: s for s in variant.counted}
     rounds = sorted(theirs.keys() & ours.keys())
     if not rounds:
         raise ValueError("the two measurements share no round")
-    return np.log([theirs[r] / ours[r] for r in rounds])
+    ratios = np.log([theirs[r] * variant.workload.batch_size / ours[r].per_call_s for r in rounds])
+    return ratios, tuple(ours[r].process for r in rounds)

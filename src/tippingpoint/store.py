@@ -5,6 +5,7 @@ most the session it was in. Environments are stored once each.
 
 Schema history
     1   sessions, environments, outcomes
+    2   sessions have a label; a measurement has warm-ups of several processes; fingerprints leave defaults out
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 from tippingpoint.errors import StoreError
 from tippingpoint.measurement import Environment, Failure, Measurement, Outcome
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # "tipp": tells our files from other programs' SQLite files
 _APPLICATION_ID = 0x74697070
 
@@ -36,7 +37,8 @@ CREATE TABLE sessions (
     id INTEGER PRIMARY KEY,
     study TEXT NOT NULL,
     measured_at TEXT NOT NULL,
-    seconds REAL NOT NULL
+    seconds REAL NOT NULL,
+    label TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE environments (
     fingerprint TEXT PRIMARY KEY,
@@ -55,9 +57,18 @@ CREATE INDEX outcomes_by_session ON outcomes(session);
 
 @dataclass(frozen=True, slots=True)
 class StoredSession:
-    """Outcomes that were measured together, for which study, when, and the wall time it took in seconds."""
+    """Outcomes that were measured together.
+
+    Attributes:
+        study: Key of the study that asked for them.
+        label: What the person called the run, such as "before"; empty by default.
+        measured_at: When they were written, in UTC.
+        seconds: Wall time they took.
+        outcomes: Measurements and failures.
+    """
 
     study: str
+    label: str
     measured_at: str
     seconds: float
     outcomes: tuple[Outcome, ...]
@@ -102,6 +113,11 @@ class Store:
                 f"{self.path} was written by a newer version of tippingpoint (its schema is {version}, this "
                 f"version reads up to {SCHEMA_VERSION}); upgrade with `pip install --upgrade tippingpoint`"
             )
+        elif version < SCHEMA_VERSION:
+            with self._transaction():
+                for step in range(version, SCHEMA_VERSION):
+                    _MIGRATIONS[step](self._db)
+                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:
@@ -125,13 +141,14 @@ class Store:
         except _UnreadableError as error:
             raise StoreError(f"the store {self.path} could not be {doing}: {_DAMAGED}") from error
 
-    def add(self, outcomes: Sequence[Outcome], *, study: str = "", seconds: float = 0.0) -> None:
+    def add(self, outcomes: Sequence[Outcome], *, study: str = "", seconds: float = 0.0, label: str = "") -> None:
         """Write the outcomes of one session, all of them or none.
 
         Args:
             outcomes: What was measured together.
-            study: Label of the study that asked for it.
+            study: Key of the study that asked for it.
             seconds: Wall time it took.
+            label: What the person calls the run.
 
         Raises:
             StoreError: If it cannot be written; the file is left as it was.
@@ -139,8 +156,8 @@ class Store:
         with self._explained("written"), self._transaction():
             moment = datetime.now(UTC).isoformat(timespec="seconds")
             cursor = self._db.execute(
-                "INSERT INTO sessions (study, measured_at, seconds) VALUES (?, ?, ?)",
-                (study, moment, seconds),
+                "INSERT INTO sessions (study, measured_at, seconds, label) VALUES (?, ?, ?, ?)",
+                (study, moment, seconds, label),
             )
             for outcome in outcomes:
                 fingerprint = outcome.environment.fingerprint
@@ -187,10 +204,12 @@ class Store:
                 if environment in (None, fingerprint):
                     outcome = _load(status, record, environments.get(fingerprint))
                     outcomes.setdefault(session, []).append(outcome)
-            rows = self._db.execute("SELECT id, study, measured_at, seconds FROM sessions ORDER BY id").fetchall()
+            rows = self._db.execute(
+                "SELECT id, study, label, measured_at, seconds FROM sessions ORDER BY id"
+            ).fetchall()
         return [
-            StoredSession(study, moment, seconds, tuple(outcomes[number]))
-            for number, study, moment, seconds in rows
+            StoredSession(study, label, moment, seconds, tuple(outcomes[number]))
+            for number, study, label, moment, seconds in rows
             if number in outcomes
         ]
 
@@ -258,7 +277,7 @@ def _load(status: str, record: str, environment: Environment | None) -> Outcome:
     if environment is None:
         raise _UnreadableError
     try:
-        fields = {**json.loads(record), "environment": asdict(environment)}
+        fields = {**json.loads(record), "environment": environment}
         return _adapter(Measurement if status == "ok" else Failure).validate_python(fields)
     except (ValueError, TypeError) as error:
         raise _UnreadableError from error
@@ -266,9 +285,27 @@ def _load(status: str, record: str, environment: Environment | None) -> Outcome:
 
 def _load_environment(record: str) -> Environment:
     try:
-        return Environment(**json.loads(record))
-    except (ValueError, TypeError) as error:
+        return _adapter(Environment).validate_json(record)
+    except ValueError as error:
         raise _UnreadableError from error
+
+
+def _to_schema_2(db: sqlite3.Connection) -> None:
+    db.execute("ALTER TABLE sessions ADD COLUMN label TEXT NOT NULL DEFAULT ''")
+    for number, text in db.execute("SELECT id, record FROM outcomes WHERE status = 'ok'").fetchall():
+        record = json.loads(text)
+        record["warm_ups_s"] = [record.pop("warm_up_s")]
+        db.execute("UPDATE outcomes SET record = ? WHERE id = ?", (json.dumps(record), number))
+    for old, text in db.execute("SELECT fingerprint, record FROM environments").fetchall():
+        new = _load_environment(text).fingerprint
+        db.execute("INSERT OR IGNORE INTO environments VALUES (?, ?)", (new, text))
+        db.execute("UPDATE outcomes SET environment = ? WHERE environment = ?", (new, old))
+        if new != old:
+            db.execute("DELETE FROM environments WHERE fingerprint = ?", (old,))
+
+
+# By the version they start from.
+_MIGRATIONS = {1: _to_schema_2}
 
 
 def _row(session: StoredSession, outcome: Outcome) -> dict[str, Any]:
@@ -313,7 +350,7 @@ def _row(session: StoredSession, outcome: Outcome) -> dict[str, Any]:
             "latency_low_s": low,
             "latency_high_s": high,
             "first_call_s": outcome.first_call_s,
-            "samples": len(outcome.samples),
+            "samples": len(outcome.counted),
             "sequences_per_s": outcome.sequences_per_s,
             "positions_per_s": outcome.positions_per_s,
             "peak_bytes": outcome.memory.peak_bytes if outcome.memory else None,
@@ -326,6 +363,7 @@ def _row(session: StoredSession, outcome: Outcome) -> dict[str, Any]:
         **row,
         **observed,
         "study": session.study,
+        "label": session.label,
         "session": outcome.session,
         "measured_at": session.measured_at,
         "environment": outcome.environment.fingerprint,

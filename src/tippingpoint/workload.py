@@ -186,6 +186,18 @@ def check_count(what: str, value: object) -> int:
     return value
 
 
+def check_affinity(cores: Iterable[object]) -> tuple[int, ...]:
+    """Return cores in order, each once.
+
+    Raises:
+        InputError: If there is none, or one is no whole number of at least 0.
+    """
+    found = tuple(cores)
+    if not found or any(isinstance(core, bool) or not isinstance(core, int) or core < 0 for core in found):
+        raise InputError(f"affinity must be at least one number of a core, such as 0 or 3, got {found!r}")
+    return tuple(sorted({core for core in found if isinstance(core, int)}))
+
+
 @dataclass(frozen=True, slots=True, init=False)
 class Workload:
     """One thing to measure: a subject at one length, batch size, phase, device, dtype and thread count.
@@ -200,6 +212,8 @@ class Workload:
             weights.
         threads: CPU threads; None takes every core the process may use when it is measured.
         size: "base" (the published Base shapes), "small" or "tiny" (quick looks and tests).
+        compiled: Whether the model goes through `torch.compile` first.
+        affinity: Cores to pin the measuring process to; None leaves it where the system puts it.
 
     Raises:
         InputError: If a field is not legal by itself. Whether the subject can take the length is checked
@@ -208,12 +222,15 @@ class Workload:
 
     subject: Subject
     length: float
-    batch_size: int
-    phase: str
-    device: str
-    dtype: str
-    threads: int | None
-    size: str
+    # These defaults are for records of earlier versions, which lack the later fields; the constructor has its own.
+    batch_size: int = 1
+    phase: str = "inference"
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int | None = None
+    size: str = "base"
+    compiled: bool = False
+    affinity: tuple[int, ...] | None = None
 
     def __init__(
         self,
@@ -226,6 +243,8 @@ class Workload:
         dtype: str = "float32",
         threads: int | None = None,
         size: str = "base",
+        compiled: bool = False,
+        affinity: Iterable[int] | None = None,
     ) -> None:
         fields = {
             "subject": Subject.parse(subject),
@@ -236,6 +255,8 @@ class Workload:
             "dtype": dtype,
             "threads": threads,
             "size": size,
+            "compiled": compiled,
+            "affinity": None if affinity is None else tuple(affinity),
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -252,6 +273,8 @@ class Workload:
         if self.threads is not None:
             check_count("threads", self.threads)
         check_choice("size", self.size, SIZES)
+        if self.affinity is not None:
+            object.__setattr__(self, "affinity", check_affinity(self.affinity))
         if self.dtype == "float16" and self.device == "cpu":
             raise InputError("float16 needs a CUDA device; use float32 or bfloat16 on the CPU")
 
@@ -262,9 +285,11 @@ class Workload:
 
     def __str__(self) -> str:
         threads = "" if self.threads is None else f", {self.threads} threads"
+        pinned = "" if self.affinity is None else f", on cores {','.join(map(str, self.affinity))}"
         return (
             f"{self.subject} at length {self.length:g}, batch {self.batch_size}, {self.phase}, "
             f"{self.device} {self.dtype}{threads}{'' if self.size == 'base' else f', {self.size}'}"
+            f"{', compiled' if self.compiled else ''}{pinned}"
         )
 
 
@@ -284,10 +309,13 @@ class Study:
         dtype: See `Workload`.
         threads: See `Workload`.
         size: See `Workload`.
+        compiled: See `Workload`.
+        affinity: See `Workload`.
         batch_size: Sequences per call for latency and peak memory.
         budget_s: Wall time to spend on measuring, in seconds.
         precision: A tipping point is refined until its bracket is this narrow (0.1 is 10 %).
         target: A block of timing ends when the 95 % interval's half-width is below this share.
+        repeats: How many fresh processes of each subject are timed at each length.
     """
 
     name: str
@@ -301,10 +329,13 @@ class Study:
     dtype: str = "float32"
     threads: int | None = None
     size: str = "base"
+    compiled: bool = False
+    affinity: tuple[int, ...] | None = None
     batch_size: int = 1
     budget_s: float = 300.0
     precision: float = 0.1
     target: float = 0.02
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         if not self.baselines or not self.variants:
@@ -319,6 +350,7 @@ class Study:
             check_choice("metric", metric, METRICS)
         for phase in self.phases:
             check_choice("phase", phase, PHASES)
+        check_count("repeats", self.repeats)
         if not self.metrics or not self.phases:
             raise InputError("a study needs at least one metric and one phase")
         self.workload(self.baselines[0], low, self.phases[0])
@@ -339,6 +371,8 @@ class Study:
             dtype=self.dtype,
             threads=self.threads,
             size=self.size,
+            compiled=self.compiled,
+            affinity=self.affinity,
         )
 
     def replace(self, **changes: Any) -> Study:

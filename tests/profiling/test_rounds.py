@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tippingpoint.measurement import Sample, center_replicates, half_width
+from tippingpoint.intervals import center_replicates, half_width
+from tippingpoint.measurement import Sample
 from tippingpoint.profiling.rounds import MAX_ROUNDS, MIN_ROUNDS, NARROW_CHECKS, Rounds, run_rounds
 
 FEWEST_WHEN_QUIET = MIN_ROUNDS + 2 * (NARROW_CHECKS - 1)

@@ -8,16 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tippingpoint.measurement import (
-    BEST_BATCH,
-    REPLICATES,
-    Failure,
-    Measurement,
-    Outcome,
-    center_replicates,
-    is_best_batch,
-    paired_log_ratios,
-)
+from tippingpoint.intervals import REPLICATES, center_replicates
+from tippingpoint.measurement import BEST_BATCH, Failure, Measurement, Outcome, is_best_batch, paired_log_ratios
 from tippingpoint.workload import Subject
 
 # Peak memory is read once; known allocations are measured within this share (tests/profiling).
@@ -32,6 +24,7 @@ class ComparisonPoint:
         length: In the native unit.
         log_ratios: log(cost of baseline / cost of variant), one for each round; positive where the variant is
             better. A single value for what has no noise (peak memory).
+        processes: For each round, which pair of processes ran it.
         tolerance: Half-width of the 95 % interval of a single value, on the scale of the logarithm.
         censored: +1 if only the baseline ran out of memory (the variant wins), -1 if only the variant did,
             0 otherwise.
@@ -39,6 +32,7 @@ class ComparisonPoint:
 
     length: float
     log_ratios: tuple[float, ...] = ()
+    processes: tuple[int, ...] = ()
     tolerance: float = 0.0
     censored: int = 0
 
@@ -46,7 +40,7 @@ class ComparisonPoint:
         """Return bootstrap replicates of the log-ratio, [count]; infinite where memory ran out."""
         if self.censored:
             return np.full(REPLICATES, self.censored * math.inf)
-        values = center_replicates(self.log_ratios)
+        values = center_replicates(self.log_ratios, self.processes)
         if self.tolerance:
             values = values + self.tolerance / 1.96 * np.random.default_rng(0).standard_normal(values.size)
         return values
@@ -128,14 +122,22 @@ def _pooled(points: list[ComparisonPoint]) -> ComparisonPoint:
         return censored
     if len(points[0].log_ratios) == 1:
         return points[-1]
-    return ComparisonPoint(points[0].length, tuple(value for point in points for value in point.log_ratios))
+    # Every session has processes of its own.
+    labels = [(number, process) for number, point in enumerate(points) for process in point.processes]
+    order = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    return ComparisonPoint(
+        points[0].length,
+        tuple(value for point in points for value in point.log_ratios),
+        tuple(order[label] for label in labels),
+    )
 
 
 def _point(length: float, baseline: Outcome | None, variant: Outcome | None, metric: str) -> ComparisonPoint | None:
     out = [isinstance(arm, Failure) and arm.kind == "out_of_memory" for arm in (baseline, variant)]
     if isinstance(baseline, Measurement) and isinstance(variant, Measurement):
         if metric != "peak_memory":
-            return ComparisonPoint(length, tuple(paired_log_ratios(baseline, variant).tolist()))
+            ratios, processes = paired_log_ratios(baseline, variant)
+            return ComparisonPoint(length, tuple(ratios.tolist()), processes)
         if baseline.memory and variant.memory:
             ratio = math.log(baseline.memory.peak_bytes / variant.memory.peak_bytes)
             return ComparisonPoint(length, (ratio,), tolerance=MEMORY_TOLERANCE)

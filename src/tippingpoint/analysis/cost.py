@@ -10,13 +10,8 @@ from functools import cached_property
 import numpy as np
 
 from tippingpoint.analysis.comparison import MEMORY_TOLERANCE
-from tippingpoint.measurement import (
-    FEWEST_FOR_BOOTSTRAP,
-    Measurement,
-    Outcome,
-    center_replicates,
-    is_best_batch,
-)
+from tippingpoint.intervals import FEWEST_FOR_BOOTSTRAP, center_replicates
+from tippingpoint.measurement import Measurement, Outcome, is_best_batch
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.workload import Subject
 
@@ -126,9 +121,11 @@ def _log_cost_replicates(found: Sequence[Measurement], metric: str) -> np.ndarra
     seconds = np.concatenate(
         [measurement.per_call_s / count for measurement, count in zip(found, sequences, strict=True)]
     )
-    paired = seconds.size >= FEWEST_FOR_BOOTSTRAP
+    labels = [(number, process) for number, measurement in enumerate(found) for process in measurement.processes]
+    order = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    paired = seconds.size >= FEWEST_FOR_BOOTSTRAP and len(order) == 1
     seed = _seed(length) if paired else _seed(subject, length)
-    return center_replicates(np.log(seconds), seed=seed, count=_REPLICATES)
+    return center_replicates(np.log(seconds), [order[label] for label in labels], seed=seed, count=_REPLICATES)
 
 
 def _seed(*parts: object) -> int:

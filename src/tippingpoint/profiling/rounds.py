@@ -15,7 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
-from tippingpoint.measurement import Sample, half_width
+from tippingpoint.intervals import half_width
+from tippingpoint.measurement import Sample
 
 MIN_ROUNDS = 4
 # Checks in a row, one every second round, at which the interval must be narrow: once may be luck.

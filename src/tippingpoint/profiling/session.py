@@ -362,7 +362,7 @@ def _measurement(
         executed_positions=arm.architecture.executed_positions(arm.workload.length),
         parameters=alone.parameters,
         attention=alone.inspection.attention,
-        warm_up_s=warm_up.per_call_s,
+        warm_ups_s=(warm_up.per_call_s,),
         samples=samples,
         stop_reason=stop_reason,
         memory=alone.memory if own else None,

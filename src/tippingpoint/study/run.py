@@ -100,6 +100,8 @@ def study_key(study: Study) -> str:
         study.dtype,
         study.threads,
         study.size,
+        study.compiled,
+        study.affinity,
     )
     digest = hashlib.sha256(repr((*parts, study.batch_size)).encode()).hexdigest()[:8]
     return f"{study.name} {digest}"
