@@ -9,8 +9,10 @@ from hypothesis.extra import numpy as hnp
 from pydantic import TypeAdapter
 
 from tippingpoint.intervals import center_replicates, half_width
+from tippingpoint.machine import Conditions, Peaks
 from tippingpoint.measurement import (
     FAILURE_KINDS,
+    Energy,
     Environment,
     Failure,
     Flops,
@@ -231,7 +233,7 @@ def test_a_sound_measurement_carries_no_warning():
 @pytest.mark.parametrize(
     ("measurement", "warning"),
     [
-        (measured(steady[:3]), "only 3 timed blocks: give it a larger budget"),
+        (measured(steady[:3]), "only 3 timed blocks: give it a larger --budget"),
         (measured([1.0, 1.0, 1.0, 1.3]), "the 95 % interval of the latency is +-"),
         (measured([0.9] * 20 + [1.0] * 20 + [1.1] * 20), "interquartile range is 20 % of the median"),
         (on_device(0.5), "launch-bound: the host took 2.00 times as long as the device computed"),
@@ -309,3 +311,80 @@ def test_the_two_kinds_of_outcome_know_the_pass_they_belong_to():
 
 def test_a_measurement_in_a_notebook_is_escaped():
     assert "a &lt;b&gt;" in measured(steady, attention="a <b>")._repr_html_()
+
+
+def with_conditions(**fields: object) -> Measurement:
+    """A steady measurement during which the machine did something."""
+    samples = (
+        dataclasses.replace(sample, conditions=Conditions(**fields))  # type: ignore[arg-type]
+        for sample in measured(steady).samples
+    )
+    return dataclasses.replace(measured(steady), samples=tuple(samples))
+
+
+@pytest.mark.parametrize(
+    ("measurement", "warning"),
+    [
+        (with_conditions(throttled=True), "8 of 8 blocks ran while the device was throttled"),
+        (with_conditions(others_s=1.6), "other processes took 20 % of the cores' time"),
+        (with_conditions(steal_s=0.8), "other virtual machines took 10 % of the cores' time"),
+        (measured([1.0, 1.001] * 20 + [1.5] * 6), "6 of 46 blocks lie far beyond Tukey's fences (they count)"),
+    ],
+)
+def test_what_the_machine_did_meanwhile_is_a_warning(measurement, warning):
+    (found,) = measurement.warnings
+    assert found.startswith(warning)
+
+
+def test_a_quiet_machine_and_one_that_tells_nothing_are_no_warning():
+    assert with_conditions(load=0.1, others_s=0.01, steal_s=0.0, throttled=False).warnings == ()
+    assert with_conditions().warnings == ()
+
+
+def test_outliers_are_labelled_and_count():
+    measurement = measured([1.0, 1.01, 0.99, 1.0, 1.02, 0.98, 1.0, 2.0])
+    assert [sample.seconds for sample in measurement.outliers] == [2.0]
+    assert len(measurement.per_call_s) == 8
+
+
+def test_a_block_that_was_run_again_counts_nowhere_and_is_kept():
+    steadily = measured(steady)
+    first = dataclasses.replace(steadily.samples[0], seconds=9.0, repeated=True)
+    again = dataclasses.replace(steadily, samples=(first, *steadily.samples))
+    assert again.latency_s == steadily.latency_s
+    assert again.latency_interval_s == steadily.latency_interval_s
+    assert paired_log_ratios(again, steadily)[0].tolist() == [0.0] * 8
+    assert again.samples[0].seconds == 9.0
+
+
+def test_parts_of_memory_add_up_to_the_peak():
+    memory = Memory(
+        peak_bytes=1000,
+        weights_bytes=300,
+        inputs_bytes=110,
+        gradients_bytes=300,
+        optimizer_bytes=250,
+        method="counted",
+    )
+    assert memory.activations_bytes == 40
+    text = str(measured(steady, memory=memory))
+    for part in ("weights 300 B", "inputs 110 B", "activations 40.0 B", "gradients 300 B", "optimizer 250 B"):
+        assert part in text
+
+
+def test_energy_is_gross_and_above_idle_or_none_with_its_reason():
+    energy = Energy(joules_per_call=4.0, source="counter", idle_watts=10.0, window_s=5.0, calls=25)
+    assert energy.net_joules_per_call == pytest.approx(2.0)
+    nothing = Energy(joules_per_call=None, source="no counter: none here")
+    assert nothing.net_joules_per_call is None
+    assert "energy       none (no counter: none here)" in str(measured(steady, energy=nothing))
+
+
+def test_speed_is_held_against_what_the_machine_can_do():
+    flops = Flops(total=30, by_operator=(("mm", 30),), bytes_accessed=50)
+    one = measured([1.0] * 8, flops=flops, peaks=Peaks(flops_per_s=60.0, bytes_per_s=200.0))
+    assert one.flops_per_s == 30
+    assert one.share_of_peak == 0.5
+    assert one.share_of_bandwidth == 0.25
+    assert measured([1.0] * 8, flops=flops).share_of_peak is None
+    assert measured([1.0] * 8).share_of_bandwidth is None

@@ -16,6 +16,14 @@ FAILURE_KINDS = ("out_of_memory", "timeout", "crashed", "unsupported")
 # A session is named ROOT (the pass that each subject runs alone), ROOT-GROUP (those timed together) or
 # ROOT-GROUP-batch (the same, each at its best batch size).
 BEST_BATCH = "-batch"
+# Of normally distributed values 0.7 % lie beyond Tukey's fences; of the few blocks of one workload, sometimes one.
+_MANY_OUTLIERS = 0.1
+# An outlier is far if it is off by this share of the median.
+_FAR = 0.1
+# Share of the cores' time that others may take before it is said.
+_MUCH_TAKEN = 0.05
+# Executed and algorithmic FLOPs are shown apart from this difference on.
+_SAME_FLOPS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +220,35 @@ class Measurement:
         return self.sequences_per_s * self.positions
 
     @property
+    def flops_per_s(self) -> float | None:
+        """Executed floating-point operations per second; None without a count."""
+        return self.flops.total / self.latency_s if self.flops else None
+
+    @property
+    def share_of_peak(self) -> float | None:
+        """Operations per second as a share of this machine's matrix products; None where either is not known."""
+        if self.flops_per_s is None or self.peaks is None:
+            return None
+        return self.flops_per_s / self.peaks.flops_per_s
+
+    @property
+    def share_of_bandwidth(self) -> float | None:
+        """Bytes accessed per second as a share of this machine's copying.
+
+        Above 1 where caches serve what the operators read and write; None where either is not known.
+        """
+        if self.flops is None or self.flops.bytes_accessed is None or self.peaks is None:
+            return None
+        return self.flops.bytes_accessed / self.latency_s / self.peaks.bytes_per_s
+
+    @property
+    def outliers(self) -> tuple[Sample, ...]:
+        """Samples beyond Tukey's fences, 1.5 interquartile ranges from the quartiles; they count all the same."""
+        low, high = np.percentile(self.per_call_s, [25, 75])
+        reach = 1.5 * (high - low)
+        return tuple(s for s in self.counted if not low - reach <= s.per_call_s <= high + reach)
+
+    @property
     def spread(self) -> float:
         """Interquartile range over the median."""
         low, high = np.percentile(self.per_call_s, [25, 75])
@@ -223,23 +260,50 @@ class Measurement:
         ratios = [s.seconds / s.device_seconds for s in self.samples if s.device_seconds]
         return float(np.median(ratios)) if ratios else None
 
+    def _taken_by(self, what: str) -> float | None:
+        """Share of the cores' time that somebody else took while blocks were timed; None where it is not known."""
+        known = [
+            (getattr(sample.conditions, what), sample.seconds)
+            for sample in self.counted
+            if sample.conditions is not None and getattr(sample.conditions, what) is not None
+        ]
+        time = sum(seconds for _, seconds in known)
+        return sum(taken for taken, _ in known) / (time * self.environment.cores) if time else None
+
     @property
     def warnings(self) -> tuple[str, ...]:
         """What is doubtful about this measurement, and what to do next."""
         found = []
         low, high = self.latency_interval_s
-        if len(self.samples) < 4:
-            found.append(f"only {len(self.samples)} timed blocks: give it a larger budget")
+        processes = len(set(self.processes))
+        if len(self.counted) < 4:
+            found.append(f"only {len(self.counted)} timed blocks: give it a larger --budget")
         elif (half := (high - low) / 2 / self.latency_s) > 0.05:
-            found.append(
-                f"the 95 % interval of the latency is +-{format_percent(half)}: rerun with a larger budget on a "
-                "quieter machine"
-            )
+            more = "with more processes (--repeats 5)" if processes in (2, 3) else "with a larger --budget"
+            found.append(f"the 95 % interval of the latency is +-{format_percent(half)}: rerun {more}")
         if self.spread > 0.1:
             found.append(
                 f"interquartile range is {format_percent(self.spread)} of the median: something else is using "
-                "the machine (see `tippingpoint doctor`)"
+                "the machine (see `tippingpoint doctor`), or give it a larger --budget"
             )
+        far = [s for s in self.outliers if abs(s.per_call_s / self.latency_s - 1) > _FAR]
+        if len(far) > max(1, _MANY_OUTLIERS * len(self.counted)):
+            found.append(
+                f"{len(far)} of {len(self.counted)} blocks lie far beyond Tukey's fences (they count): look for what "
+                "runs now and then, and rerun with a larger --budget"
+            )
+        throttled = sum(bool(sample.conditions and sample.conditions.throttled) for sample in self.counted)
+        if throttled:
+            found.append(
+                f"{throttled} of {len(self.counted)} blocks ran while the device was throttled: let it cool, or give "
+                "the container the cores that its threads need"
+            )
+        for what, who in (("others_s", "other processes"), ("steal_s", "other virtual machines")):
+            share = self._taken_by(what)
+            if share is not None and share > _MUCH_TAKEN:
+                found.append(
+                    f"{who} took {format_percent(share)} of the cores' time while it was timed: rerun when it is quiet"
+                )
         if self.host_over_device is not None and self.host_over_device >= 1.2:
             found.append(
                 f"launch-bound: the host took {self.host_over_device:.2f} times as long as the device computed; "
@@ -256,22 +320,37 @@ class Measurement:
 
     def __str__(self) -> str:
         low, high = self.latency_interval_s
+        processes = len(set(self.processes))
+        blocks = f"{len(self.counted)} blocks" + (f" in {processes} processes" if processes > 1 else "")
         lines = [
             str(self.workload),
             f"  latency      {format_seconds(self.latency_s)}  (95 % {format_seconds(low)} to "
-            f"{format_seconds(high)}, {len(self.samples)} blocks, first call {format_seconds(self.first_call_s)})",
+            f"{format_seconds(high)}, {blocks}, first call {format_seconds(self.first_call_s)})",
             f"  throughput   {format_rate(self.sequences_per_s)} sequences/s, "
             f"{format_count(self.positions_per_s)} positions/s",
         ]
+        if self.compile_s is not None:
+            lines.append(f"  compiling    {format_seconds(self.compile_s)} (the first call of all)")
         if self.memory:
-            lines.append(
-                f"  peak memory  {format_bytes(self.memory.peak_bytes)}  "
-                f"(weights {format_bytes(self.memory.weights_bytes)}; {self.memory.method})"
-            )
+            parts = {
+                "weights": self.memory.weights_bytes,
+                "inputs": self.memory.inputs_bytes,
+                "activations": self.memory.activations_bytes,
+                "gradients": self.memory.gradients_bytes,
+                "optimizer": self.memory.optimizer_bytes,
+            }
+            listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
+            reserved = self.memory.reserved_bytes
+            listed += f"; {format_bytes(reserved)} reserved" if reserved is not None else ""
+            lines.append(f"  peak memory  {format_bytes(self.memory.peak_bytes)}  ({listed})")
         if self.flops:
+            lines.append(f"  FLOPs        {format_count(self.flops.total)}  ({self._speed()})")
+        if self.energy:
+            joules, net = self.energy.joules_per_call, self.energy.net_joules_per_call
             lines.append(
-                f"  FLOPs        {format_count(self.flops.total)}  "
-                f"({format_count(self.flops.total / self.latency_s)}/s)"
+                f"  energy       none ({self.energy.source})"
+                if joules is None or net is None
+                else f"  energy       {joules:.3g} J, {net:.3g} J above idle  ({self.energy.source})"
             )
         lines += [
             f"  parameters   {format_count(self.parameters)}",
@@ -282,6 +361,18 @@ class Measurement:
             *(f"  warning      {warning}" for warning in self.warnings),
         ]
         return "\n".join(lines)
+
+    def _speed(self) -> str:
+        """Say how fast the operations ran, and how far from the machine's limits that is."""
+        assert self.flops is not None
+        text = f"{format_count(self.flops.total / self.latency_s)}/s"
+        if self.share_of_peak is not None:
+            text += f", {format_percent(self.share_of_peak)} of this machine's matrix products"
+        if self.share_of_bandwidth is not None:
+            text += f", {format_percent(self.share_of_bandwidth)} of its memory bandwidth"
+        if self.flops.algorithmic is not None and abs(self.flops.total / self.flops.algorithmic - 1) > _SAME_FLOPS:
+            text += f"; its definition asks for {format_count(self.flops.algorithmic)}"
+        return text
 
     # What a person sees who types its name; the samples would bury everything else.
     __repr__ = __str__

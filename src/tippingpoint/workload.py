@@ -18,6 +18,9 @@ PHASES = ("inference", "training")
 DTYPES = ("float32", "bfloat16", "float16")
 SIZES = ("base", "small", "tiny")
 METRICS = ("latency", "throughput", "peak_memory")
+# What a profile can show beside them: not compared, because it is counted and not measured, or because it takes
+# seconds for each number.
+PROFILE_METRICS = (*METRICS, "flops", "energy")
 
 OptionValue = bool | int | float | str
 

@@ -25,7 +25,7 @@ def zygote_pid() -> int:
 
 
 def pid_of(worker: WorkerProcess) -> int:
-    return worker._pid
+    return worker.pid
 
 
 def failure_of(worker: WorkerProcess, method: str, *arguments: object) -> WorkerError:

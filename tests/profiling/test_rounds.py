@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tippingpoint.intervals import center_replicates, half_width
+from tippingpoint.machine import Conditions
 from tippingpoint.measurement import Sample
-from tippingpoint.profiling.rounds import MAX_ROUNDS, MIN_ROUNDS, NARROW_CHECKS, Rounds, run_rounds
+from tippingpoint.profiling.rounds import MAX_ROUNDS, MIN_ROUNDS, NARROW_CHECKS, Block, Rounds, run_rounds
 
 FEWEST_WHEN_QUIET = MIN_ROUNDS + 2 * (NARROW_CHECKS - 1)
 
@@ -42,12 +43,12 @@ class FakeArm:
     seconds: float
     noise: Callable[[], float] = lambda: 0.0
 
-    def time_block(self, calls: int) -> tuple[float, float]:
+    def time_block(self, calls: int) -> Block:
         work = calls * self.seconds * math.exp(self.noise())
         taken = work * self.machine.slowness(self.machine.time - 100.0 + work / 2)
         self.machine.time += taken
         self.machine.order.append(self.name)
-        return taken, 0.9 * taken
+        return Block(taken, 0.9 * taken)
 
 
 def arms(
@@ -135,7 +136,7 @@ def test_drift_of_the_machine_cancels_in_the_paired_ratios(slowness):
 
 def test_without_pairs_the_same_drift_would_be_taken_for_a_difference():
     machine = Machine(lambda t: 1 + t / 20)
-    one_after_the_other = [[FakeArm(machine, name, 1.0).time_block(1)[0] for _ in range(10)] for name in "ab"]
+    one_after_the_other = [[FakeArm(machine, name, 1.0).time_block(1).seconds for _ in range(10)] for name in "ab"]
     assert np.median(one_after_the_other[1]) > 1.5 * np.median(one_after_the_other[0])
     machine = Machine(lambda t: 1 + t / 20)
     ratios = log_ratios(run(machine, arms(machine, a=1.0, b=1.0), "a", target=1e-4, budget_s=60), "a", "b")
@@ -274,3 +275,71 @@ def covered(sigma: float, sessions: int) -> float:
 @pytest.mark.parametrize("sigma", [0.005, 0.02])
 def test_the_interval_at_which_sampling_stops_holds_the_planted_ratio(sigma):
     assert covered(sigma, 250) >= 0.88
+
+
+@dataclasses.dataclass
+class HotArm(FakeArm):
+    """An arm on a device that is throttled during some blocks: those are slower, and say so."""
+
+    throttled: Callable[[int], bool] = lambda block: False
+    blocks: int = 0
+
+    def time_block(self, calls: int) -> Block:
+        hot = self.throttled(self.blocks)
+        self.blocks += 1
+        block = super().time_block(calls)
+        seconds = 3 * block.seconds if hot else block.seconds
+        return Block(seconds, None, Conditions(throttled=hot))
+
+
+def hot_arms(machine: Machine, throttled: Callable[[int], bool], noise: float = 0.01):
+    return {
+        "a": (FakeArm(machine, "a", 1.0, normal(noise)), 1),
+        "b": (HotArm(machine, "b", 0.5, normal(noise, seed=1), throttled=throttled), 1),
+    }
+
+
+def test_a_throttled_block_is_run_again_and_the_first_try_is_kept_and_counts_nowhere():
+    rounds = run(Machine(), hot_arms(Machine(), lambda block: block == 3), "a", budget_s=60)
+    tries = [sample for sample in rounds.samples["b"] if sample.round == 3]
+    assert [sample.repeated for sample in tries] == [True, False]
+    assert tries[0].seconds > 2 * tries[1].seconds
+    assert sum(sample.repeated for sample in rounds.samples["b"]) == 1
+    assert not any(sample.repeated for sample in rounds.samples["a"])
+    assert tries[0].conditions == Conditions(throttled=True)
+
+
+def test_the_throttled_try_takes_no_part_in_deciding_when_to_stop():
+    quiet = run(Machine(), hot_arms(Machine(), lambda block: False, 0.001), "a")
+    hot = run(Machine(), hot_arms(Machine(), lambda block: block == 1, 0.001), "a")
+    assert hot.stop_reason == quiet.stop_reason == "95 % interval within 2 %"
+    assert len(hot.samples["a"]) == len(quiet.samples["a"])
+
+
+def test_a_machine_that_is_always_throttled_is_measured_as_it_is():
+    rounds = run(Machine(), hot_arms(Machine(), lambda block: True), "a", budget_s=1e9, target=1e-9)
+    repeated = [sample for sample in rounds.samples["b"] if sample.repeated]
+    assert 0 < len(repeated) <= 2
+    assert len(rounds.samples["b"]) == len(rounds.samples["a"]) + len(repeated)
+
+
+def test_blocks_of_later_processes_have_rounds_of_their_own_and_the_same_beginning_of_time():
+    machine = Machine()
+    these = arms(machine, normal(0.01), a=1.0, b=2.0)
+    first = run(machine, these, "a", origin=machine.clock())
+    began = machine.time
+    second = run(machine, these, "a", process=1, origin=100.0)
+    assert {sample.process for sample in first.samples["a"]} == {0}
+    assert {sample.process for sample in second.samples["b"]} == {1}
+    numbers = [{sample.round for sample in rounds.samples["a"]} for rounds in (first, second)]
+    assert not numbers[0] & numbers[1]
+    assert min(sample.started_s for arm in "ab" for sample in second.samples[arm]) == began - 100.0
+
+
+def test_every_process_has_an_order_of_its_own():
+    orders = []
+    for process in range(6):
+        machine = Machine()
+        run(machine, arms(machine, a=1.0, b=1.0, c=1.0), "a", process=process)
+        orders.append(tuple(machine.order[:6]))
+    assert len(set(orders)) > 1

@@ -8,14 +8,25 @@ from typing import Annotated
 import typer
 
 from tippingpoint.errors import InputError
-from tippingpoint.workload import check_choice
+from tippingpoint.workload import check_affinity, check_choice, check_count
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Size = Annotated[str, typer.Option(help="base (the published Base shapes), small or tiny (for quick looks).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16 (CUDA).")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all usable cores by default.")]
+Affinity = Annotated[
+    str | None, typer.Option(help="Cores to pin measuring processes to, such as 0-3 or 0,2; not pinned by default.")
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Run the model through torch.compile first.")]
+Repeats = Annotated[
+    int, typer.Option(help="Fresh processes of each subject to time, one after the other; 3 for a published number.")
+]
+Target = Annotated[
+    str, typer.Option(help="Stop timing when the 95 % interval is within this share of the value, above and below.")
+]
 Phase = Annotated[str, typer.Option(help="inference or training.")]
+Label = Annotated[str, typer.Option(help="What to call this run, such as before; see compare.")]
 Budget = Annotated[str, typer.Option(help="Time to spend on measuring, such as 90s or 5m.")]
 StorePath = Annotated[
     Path, typer.Option("--store", help="File that keeps every result; the same command goes on where it was.")
@@ -44,6 +55,41 @@ def length_range(text: str) -> tuple[float, float]:
     if not colon:
         raise InputError(f"lengths must be SHORTEST:LONGEST, such as 128:8192, got {text!r}")
     return number(low), number(high)
+
+
+def cores(text: str | None) -> tuple[int, ...] | None:
+    """Return the cores of `0-3,8`, None for None.
+
+    Raises:
+        InputError: If a part is neither a number nor a range.
+    """
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise InputError(f"cores must be numbers or ranges, such as 0-3,8, got {text!r}")
+        found += range(int(first), int(last or first) + 1)
+    return check_affinity(found)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Return the lengths of `128,512`.
+
+    Raises:
+        InputError: If one is no number.
+    """
+    return tuple(dict.fromkeys(number(part) for part in text.split(",")))
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """Return the whole numbers of `1,8`.
+
+    Raises:
+        InputError: If one is no whole number of at least 1.
+    """
+    return tuple(check_count("batch size", value) for value in numbers(text))
 
 
 def number(text: str) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,71 @@ from tippingpoint.units import format_length
 from tippingpoint.workload import Workload
 
 SEED = 0
+
+
+class Call:
+    """One call of a phase on a batch of its own: calling it runs the workload once.
+
+    Args:
+        model: Built for the workload.
+        batch: Its inputs, on the device.
+        workload: What to run; with `compiled`, the model goes through `torch.compile` at the first call.
+    """
+
+    def __init__(self, model: transformers.PreTrainedModel, batch: dict[str, Tensor], workload: Workload) -> None:
+        self._batch = batch
+        self._model = model
+        self._run: Callable[..., Any] = model
+        if workload.compiled:
+            # Shapes never change within a call; after another batch size, code for any size would be made.
+            torch.compiler.reset()
+            self._run = torch.compile(model, dynamic=False)
+        self._optimizer: torch.optim.Optimizer | None = None
+        if workload.phase == "inference":
+            return
+        self._optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        kind = torch.device(workload.device).type
+        self._autocast = torch.autocast(
+            kind, getattr(torch, workload.dtype), enabled=workload.dtype != "float32", cache_enabled=True
+        )
+        # float16 gradients underflow without a scale; it is part of the cost of training in that precision
+        self._scaler = torch.amp.GradScaler(kind, enabled=workload.dtype == "float16")
+
+    def __call__(self) -> None:
+        """Run the workload once."""
+        if self._optimizer is None:
+            with torch.inference_mode():
+                self._run(**self._batch)
+            return
+        self._optimizer.zero_grad(set_to_none=True)
+        with self._autocast:
+            hidden = self._run(**self._batch).last_hidden_state
+        # The cheapest loss that reaches every layer: a task's head would add a cost of its own.
+        loss = hidden.float().square().mean()
+        self._scaler.scale(loss).backward()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+
+    @property
+    def inputs_bytes(self) -> int:
+        """Bytes of the batch."""
+        return _bytes(self._batch.values())
+
+    @property
+    def gradients_bytes(self) -> int:
+        """Bytes of the gradients that the last call left."""
+        return _bytes(p.grad for p in self._model.parameters() if p.grad is not None)
+
+    @property
+    def optimizer_bytes(self) -> int:
+        """Bytes of the optimizer's state after the last call."""
+        states = self._optimizer.state.values() if self._optimizer else ()
+        return _bytes(value for state in states for value in state.values() if isinstance(value, Tensor))
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """Return bytes of tensors, those of a shared storage once."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +104,11 @@ class LiveSubject:
         """Number of parameters, shared ones once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of parameters and buffers, shared ones once."""
+        return _bytes([*self.model.parameters(), *self.model.buffers()])
+
     def inputs(self, workload: Workload) -> dict[str, Tensor]:
         """Return a seeded batch on the workload's device."""
         generator = torch.Generator().manual_seed(SEED)
@@ -49,34 +119,9 @@ class LiveSubject:
             for name, tensor in batch.items()
         }
 
-    def call(self, workload: Workload) -> Callable[[], None]:
-        """Return a function that runs the workload once; its inputs are made here, not in the call."""
-        batch = self.inputs(workload)
-        if workload.phase == "inference":
-            return lambda: self._forward(batch)
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5)
-        kind = torch.device(workload.device).type
-        autocast = torch.autocast(
-            kind, getattr(torch, workload.dtype), enabled=workload.dtype != "float32", cache_enabled=True
-        )
-        # float16 gradients underflow without a scale; it is part of the cost of training in that precision
-        scaler = torch.amp.GradScaler(kind, enabled=workload.dtype == "float16")
-
-        def step() -> None:
-            optimizer.zero_grad(set_to_none=True)
-            with autocast:
-                hidden = self.model(**batch).last_hidden_state
-            # The cheapest loss that reaches every layer: a task's head would add a cost of its own.
-            loss = hidden.float().square().mean()
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-
-        return step
-
-    def _forward(self, batch: dict[str, Tensor]) -> None:
-        with torch.inference_mode():
-            self.model(**batch)
+    def call(self, workload: Workload) -> Call:
+        """Return what runs the workload once; its inputs are made here, not in the call."""
+        return Call(self.model, self.inputs(workload), workload)
 
 
 def make_config(workload: Workload) -> transformers.PretrainedConfig:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +15,7 @@ from tippingpoint.errors import UnsupportedError
 from tippingpoint.models.build import LiveSubject
 from tippingpoint.models.catalog import VARIANTS
 from tippingpoint.models.swap import load_function, register
+from tippingpoint.profiling.device import Device
 from tippingpoint.workload import Variant, Workload
 
 # More positions than any block of the fast functions, and no multiple of anything.
@@ -74,6 +76,33 @@ def describe_path(workload: Workload, subject: LiveSubject, functions: Counter[s
         return "eager"
     kernel = ", ".join(f"{name} x{n}" for name, n in sorted(fused.items())) or "unfused operators"
     return f"{variant} ({kernel})"
+
+
+_FUSED = re.compile(r"\w*(?:flash|fmha|sdpa|attention)\w*", re.IGNORECASE)
+
+
+def fused_kernels(call: Callable[[], None], device: Device) -> tuple[str, ...]:
+    """Return the names of the fused attention kernels that one call runs, from PyTorch's profiler.
+
+    Args:
+        call: What to run, once.
+        device: Where it runs.
+    """
+    from torch.profiler import DeviceType, ProfilerActivity, profile
+
+    on_cpu = device.name == "cpu"
+    with profile(activities=[ProfilerActivity.CPU if on_cpu else ProfilerActivity.CUDA]) as seen:
+        call()
+        device.synchronize()
+    where = DeviceType.CPU if on_cpu else DeviceType.CUDA
+    names = {
+        match.group()
+        for event in seen.events() or ()
+        if event.device_type == where
+        for match in [_FUSED.search(event.name)]
+        if match
+    }
+    return tuple(sorted(names))
 
 
 def check_variants(workload: Workload) -> None:

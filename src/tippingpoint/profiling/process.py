@@ -116,13 +116,21 @@ class WorkerProcess:
     Args:
         device: "cpu", "cuda" or "cuda:N".
         threads: CPU threads of the worker.
+        affinity: Cores to pin it to; None leaves it to the system.
         timeout_s: Seconds after which an answer is no longer waited for.
 
     Raises:
-        InputError: If the device is not there.
+        InputError: If the device is not there, or a core is not.
     """
 
-    def __init__(self, device: str, threads: int, *, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        device: str,
+        threads: int,
+        *,
+        affinity: tuple[int, ...] | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
         self._zygote = Zygote.get()
         self._timeout_s = timeout_s
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
@@ -130,7 +138,7 @@ class WorkerProcess:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                self._pid = self._zygote.fork(theirs, self._log)
+                self.pid = self._zygote.fork(theirs, self._log)
         except WorkerError:
             ours.close()
             self._log.close()
@@ -138,7 +146,7 @@ class WorkerProcess:
         self._connection = Connection(ours.detach())
         self._alive = True
         try:
-            self._connection.send((device, threads))
+            self._connection.send((device, threads, affinity))
             self.environment: Environment = self._receive("starting")
         except BaseException:
             self.close()
@@ -186,7 +194,7 @@ class WorkerProcess:
 
     def _end(self, *, kill: bool) -> int:
         self._alive = False
-        return self._zygote.reap(self._pid, kill=kill)
+        return self._zygote.reap(self.pid, kill=kill)
 
     def close(self) -> None:
         """End the worker at once; nothing in it is worth keeping. Closing twice is harmless."""

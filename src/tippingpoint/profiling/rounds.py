@@ -4,18 +4,22 @@ round 0   A C B        Drift of a shared machine that is linear over two rounds 
 round 1   B C A        of any two arms; each round gives one ratio for each pair.
 round 2   C A B
 ...
+
+A block during which the device was throttled is run again at once; the throttled one is kept, and counts nowhere.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from tippingpoint.intervals import half_width
+from tippingpoint.machine import Conditions
 from tippingpoint.measurement import Sample
 
 MIN_ROUNDS = 4
@@ -24,13 +28,26 @@ NARROW_CHECKS = 2
 MAX_ROUNDS = 400
 _PLATEAU_LENGTH = 64
 _PLATEAU_SPREAD = 0.05
+# A block during which the device was throttled is run again, at most so often ...
+_MOST_AGAIN = 2
+# ... and only while this is the exception: a machine that is always throttled is measured as it is.
+_THROTTLED_SHARE = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What a timed block told: host seconds, the device's own where it has a clock, and what the machine did."""
+
+    seconds: float
+    device_seconds: float | None = None
+    conditions: Conditions | None = None
 
 
 class Arm(Protocol):
     """Something whose blocks can be timed."""
 
-    def time_block(self, calls: int) -> tuple[float, float | None]:
-        """Return host seconds of `calls` calls, and the device's own where it has a clock."""
+    def time_block(self, calls: int) -> Block:
+        """Time `calls` calls."""
         ...
 
 
@@ -50,6 +67,8 @@ def run_rounds(
     budget_s: float,
     clock: Callable[[], float],
     seed: int = 0,
+    process: int = 0,
+    origin: float | None = None,
 ) -> Rounds:
     """Time the arms in interleaved rounds until every interval is tight, noise plateaus or the budget ends.
 
@@ -61,26 +80,36 @@ def run_rounds(
         budget_s: Seconds for all rounds together; at least four rounds are run whatever they take.
         clock: Of the parent.
         seed: Of the order.
+        process: Which process of each subject is timed, from 0; no two of them share a round.
+        origin: The clock when the session's first block began; now by default.
     """
-    generator = random.Random(seed)
     samples: dict[str, list[Sample]] = {name: [] for name in arms}
     noise: list[float] = []
     narrow = 0
     begin = clock()
-    order: list[str] = []
-    number = 0
-    while True:
-        if number % 2 == 0:
-            order = list(arms)
-            generator.shuffle(order)
-        else:
-            order.reverse()
+    origin = begin if origin is None else origin
+    for number, order in enumerate(_orders(list(arms), seed + process), start=1):
         for place, name in enumerate(order):
             arm, calls = arms[name]
-            started = clock() - begin
-            seconds, device_seconds = arm.time_block(calls)
-            samples[name].append(Sample(number, place, started, calls, seconds, device_seconds))
-        number += 1
+            for attempt in itertools.count():
+                started = clock() - origin
+                block = arm.time_block(calls)
+                again = attempt < _MOST_AGAIN and _is_exception(block, samples[name])
+                samples[name].append(
+                    Sample(
+                        round=process * MAX_ROUNDS + number - 1,
+                        order=place,
+                        started_s=started,
+                        calls=calls,
+                        seconds=block.seconds,
+                        device_seconds=block.device_seconds,
+                        process=process,
+                        conditions=block.conditions,
+                        repeated=again,
+                    )
+                )
+                if not again:
+                    break
         if number < MIN_ROUNDS or number % 2:
             continue
         widths, spread = _uncertainty(samples, baselines)
@@ -98,11 +127,33 @@ def run_rounds(
         else:
             continue
         return Rounds({name: tuple(taken) for name, taken in samples.items()}, reason)
+    raise AssertionError("orders never end")
+
+
+def _orders(names: list[str], seed: int) -> Iterator[list[str]]:
+    """Yield the order of each round without end: random, then the same in the mirror."""
+    generator = random.Random(seed)
+    while True:
+        order = list(names)
+        generator.shuffle(order)
+        yield order
+        yield order[::-1]
+
+
+def _is_exception(block: Block, before: Sequence[Sample]) -> bool:
+    """Whether a block was throttled on a machine that is not throttled all the time."""
+    if block.conditions is None or not block.conditions.throttled:
+        return False
+    throttled = sum(bool(sample.conditions and sample.conditions.throttled) for sample in before)
+    return throttled <= _THROTTLED_SHARE * len(before)
 
 
 def _uncertainty(samples: Mapping[str, Sequence[Sample]], baselines: Sequence[str]) -> tuple[float, float]:
     """Return the widest half-width over all comparisons, and the largest standard deviation."""
-    logs = {name: np.log([sample.per_call_s for sample in taken]) for name, taken in samples.items()}
+    logs = {
+        name: np.log([sample.per_call_s for sample in taken if not sample.repeated])
+        for name, taken in samples.items()
+    }
     present = [name for name in baselines if name in logs]
     pairs = [logs[b] - logs[v] for b in present for v in logs if v not in present]
     compared = pairs or list(logs.values())

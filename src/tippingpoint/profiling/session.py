@@ -2,7 +2,9 @@
 
 for each workload   fork | build | peak memory | path, oracle, FLOPs | exit
 then together       fork | build | warm up |  A . B  B . A  ...  | exit     (parent asleep on a socket)
-throughput          batch doubled until it no longer pays | paired rounds at the best batch
+                    again, in fresh processes, as often as `repeats` says
+throughput          batch doubled until it no longer pays | the same at the best batch
+energy              one workload at a time, in windows of seconds
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import statistics
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,13 +20,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tippingpoint.errors import InputError, TippingPointError
-from tippingpoint.measurement import BEST_BATCH, Environment, Failure, Measurement, Memory, Outcome, Sample
+from tippingpoint.machine import Environment, Peaks
+from tippingpoint.measurement import BEST_BATCH, Energy, Failure, Measurement, Memory, Outcome, Sample
 from tippingpoint.models.catalog import architecture_of, check_subject
+from tippingpoint.profiling.conditions import Watch
 from tippingpoint.profiling.device import available_memory, now, settle
 from tippingpoint.profiling.environment import usable_cores
 from tippingpoint.profiling.memory import SAFE_SHARE, KnownPoints, activation_bytes
 from tippingpoint.profiling.process import WorkerError, WorkerProcess
-from tippingpoint.profiling.rounds import run_rounds
+from tippingpoint.profiling.rounds import Block, Rounds, run_rounds
 from tippingpoint.profiling.timing import WarmUp, calls_per_block
 from tippingpoint.profiling.worker import Inspection
 from tippingpoint.workload import Workload
@@ -37,6 +42,8 @@ BATCH_GAIN = 0.05
 _BATCH_CALL_SHARE = 0.1
 # Parts of a length at which memory is measured before the whole is refused.
 _PROBE_SHARES = (64, 32)
+# How fast the machine is: by fingerprint of the environment, device and dtype.
+_PEAKS: dict[tuple[str, str, str], Peaks] = {}
 
 Progress = Callable[[str], None]
 
@@ -47,13 +54,18 @@ class Effort:
 
     Attributes:
         target: Half-width of the 95 % interval to reach, as a share.
-        budget_s: Seconds for the timed rounds of one session; at least four rounds are run.
+        budget_s: Seconds for the timed rounds of one session, all its processes together; at least four rounds
+            are run in each.
         timeout_s: Seconds after which a single answer of a worker is given up.
+        repeats: How many processes of each subject are timed, one after the other.
+        energy: Whether to read energy counters, which takes 10 s and more for each workload.
     """
 
     target: float = 0.02
     budget_s: float = 30.0
     timeout_s: float = 600.0
+    repeats: int = 1
+    energy: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +76,7 @@ class _Alone:
     parameters: int
     memory: Memory
     inspection: Inspection
+    peaks: Peaks
 
 
 class _Arm:
@@ -82,6 +95,8 @@ class _Arm:
         self.batch_curve: dict[int, float] = {}
         self.largest_batch = MAX_BATCH_SIZE
         self.worker: WorkerProcess | None = None
+        self.watch: Watch | None = None
+        self.cache: str | None = None
 
     @property
     def positions(self) -> int:
@@ -92,15 +107,20 @@ class _Arm:
         """Live in a fresh process for a while."""
         assert self.workload.threads is not None, "threads were resolved"
         try:
-            started = WorkerProcess(self.workload.device, self.workload.threads, timeout_s=effort.timeout_s)
+            started = WorkerProcess(
+                self.workload.device,
+                self.workload.threads,
+                affinity=self.workload.affinity,
+                timeout_s=effort.timeout_s,
+            )
         except WorkerError as error:
             raise TippingPointError(f"a measuring process could not start: {error}") from error
-        with started as worker:
-            self.worker = worker
+        with started as worker, Watch(self.workload.device, worker.pid) as watch:
+            self.worker, self.watch = worker, watch
             try:
                 yield worker
             finally:
-                self.worker = None
+                self.worker = self.watch = None
 
     def ask(self, session: str, method: str, *arguments: Any) -> Any:
         """Ask the worker; record the failure if there is one."""
@@ -136,7 +156,12 @@ def resolve_workload(workload: Workload) -> Workload:
     """
     subject = check_subject(workload.subject)
     architecture_of(subject).check_length(workload.length)
-    return workload.replace(subject=subject, threads=workload.threads or usable_cores())
+    return workload.replace(subject=subject, threads=workload.threads or default_threads(workload.affinity))
+
+
+def default_threads(affinity: tuple[int, ...] | None) -> int:
+    """Return how many threads compute where nothing else is said: one for each core that may be used."""
+    return len(affinity) if affinity else usable_cores()
 
 
 def profile(
@@ -144,6 +169,8 @@ def profile(
     *,
     target: float = 0.02,
     budget_s: float = 30.0,
+    repeats: int = 1,
+    energy: bool = False,
     timeout_s: float = 600.0,
     progress: Progress | None = None,
 ) -> Measurement | Failure:
@@ -153,6 +180,8 @@ def profile(
         workload: What to measure.
         target: Stop when the half-width of the latency's 95 % interval is below this share of it.
         budget_s: Seconds of timed rounds at most (four rounds are run in any case).
+        repeats: Fresh processes to time, one after the other.
+        energy: Whether to read energy counters too (10 s and more).
         timeout_s: Give a single step up after this many seconds.
         progress: Called with one line at a time.
 
@@ -163,7 +192,7 @@ def profile(
     Raises:
         InputError: If the workload itself is not legal.
     """
-    effort = Effort(target=target, budget_s=budget_s, timeout_s=timeout_s)
+    effort = Effort(target=target, budget_s=budget_s, timeout_s=timeout_s, repeats=repeats, energy=energy)
     return measure_together([workload], effort=effort, progress=progress)[0]
 
 
@@ -202,13 +231,21 @@ def measure_together(
         raise InputError(f"each subject can stand once in a session, {', '.join(sorted(twice))} stands twice")
     for arm, limit in zip(arms, largest_batches or [None] * len(arms), strict=True):
         arm.largest_batch = limit or MAX_BATCH_SIZE
-    for arm, points in zip(arms, known or [()] * len(arms), strict=True):
-        say(f"{arm.name}: peak memory, FLOPs and what really runs")
-        with contextlib.suppress(WorkerError):
-            arm.alone = _measure_alone(arm, points, effort, session)
-    compared = {arm.name for arm in arms[:baselines]}
-    for number, group in enumerate(_groups_that_fit([arm for arm in arms if arm.alone], compared)):
-        _measure_group(group, compared, effort, f"{session}-{number}", say, throughput=largest_batches is not None)
+    with _compiler_cache(arms) as cache:
+        for arm, points in zip(arms, known or [()] * len(arms), strict=True):
+            say(f"{arm.name}: peak memory, FLOPs and what really runs")
+            arm.cache = cache
+            with contextlib.suppress(WorkerError):
+                arm.alone = _measure_alone(arm, points, effort, session)
+        compared = {arm.name for arm in arms[:baselines]}
+        for number, group in enumerate(_groups_that_fit([arm for arm in arms if arm.alone], compared)):
+            timing = _Timing(group, compared, effort, f"{session}-{number}", say)
+            timing.latency(find_batches=largest_batches is not None)
+            if largest_batches is not None:
+                timing.throughput()
+        if effort.energy:
+            for arm in arms:
+                _measure_energy(arm, effort, session, say)
     return [arm.outcomes[0] for arm in arms] + [late for arm in arms for late in arm.outcomes[1:]]
 
 
@@ -247,9 +284,14 @@ def _memory_point(arm: _Arm, alone: _Alone) -> tuple[int, int]:
 
 def _inspect(arm: _Arm, known: KnownPoints, effort: Effort, session: str) -> _Alone:
     with arm.process(effort) as worker:
-        parameters = arm.ask(session, "build", arm.workload, known)
+        parameters = arm.ask(session, "build", arm.workload, known, arm.cache)
         memory = arm.ask(session, "measure_memory")
-        return _Alone(worker.environment, parameters, memory, arm.ask(session, "inspect"))
+        inspection = arm.ask(session, "inspect")
+        # Once for each environment and dtype: the machine does not get faster.
+        key = (worker.environment.fingerprint, arm.workload.device, arm.workload.dtype)
+        if key not in _PEAKS:
+            _PEAKS[key] = arm.ask(session, "peaks", arm.workload.dtype)
+        return _Alone(worker.environment, parameters, memory, inspection, _PEAKS[key])
 
 
 def _groups_that_fit(arms: list[_Arm], baselines: set[str]) -> Iterator[list[_Arm]]:
@@ -275,60 +317,127 @@ def _groups_that_fit(arms: list[_Arm], baselines: set[str]) -> Iterator[list[_Ar
         yield from ([arm] for arm in arms)
 
 
-def _measure_group(
-    arms: list[_Arm], baselines: set[str], effort: Effort, session: str, say: Progress, *, throughput: bool
-) -> None:
-    """Time arms that are alive together, then look for their best batch sizes."""
-    with ExitStack() as stack:
-        alive = []
+class _Timing:
+    """A group of arms timed in rounds: in as many processes as the effort says, then again at the best batch.
+
+    Args:
+        arms: Alive together.
+        baselines: Names of those that the others are held against.
+        effort: When to stop.
+        session: Name of the session, the group included.
+        say: Takes a line of progress.
+    """
+
+    def __init__(self, arms: list[_Arm], baselines: set[str], effort: Effort, session: str, say: Progress) -> None:
+        self.arms = arms
+        self.baselines = baselines
+        self.effort = effort
+        self.session = session
+        self.say = say
         for arm in arms:
-            assert arm.alone is not None
             # A baseline may have been in an earlier group, and left it at another batch size.
             arm.workload = arm.workload.replace(batch_size=arm.batch_size)
-            stack.enter_context(arm.process(effort))
-            with contextlib.suppress(WorkerError):
-                arm.ask(session, "build", arm.workload, (_memory_point(arm, arm.alone),))
-                alive.append(arm)
-        say(f"latency of {', '.join(arm.name for arm in alive)}")
-        alive = _time(alive, baselines, effort, session)
-        if not throughput:
+
+    def latency(self, *, find_batches: bool) -> None:
+        """Time all arms at the batch size that was asked for; look for the best one in the last processes."""
+        taken = _Taken(self.session)
+        for process in range(self.effort.repeats):
+            with self._alive(self.session) as alive:
+                self.say(f"latency of {_list(alive)}{self._ordinal(process)}")
+                self.arms = self._rounds(alive, taken, process)
+                if process < self.effort.repeats - 1:
+                    continue
+                self._record(taken)
+                if find_batches:
+                    self._find_batches()
+
+    def throughput(self) -> None:
+        """Time all arms again, each at its best batch size, unless that is the one they were timed at."""
+        if all(arm.workload.batch_size == arm.batch_size for arm in self.arms):
             return
-        session += BEST_BATCH
-        for arm in list(alive):
-            say(f"{arm.name}: best batch size")
-            with contextlib.suppress(WorkerError):
-                _set_best_batch_size(arm, session, _BATCH_CALL_SHARE * effort.budget_s)
+        session = self.session + BEST_BATCH
+        taken = _Taken(session)
+        for process in range(self.effort.repeats):
+            with self._alive(session) as alive:
+                named = ", ".join(f"{arm.name} (batch {arm.workload.batch_size})" for arm in alive)
+                self.say(f"throughput of {named}{self._ordinal(process)}")
+                self.arms = self._rounds(alive, taken, process)
+        self._record(taken)
+
+    def _ordinal(self, process: int) -> str:
+        return f" (process {process + 1} of {self.effort.repeats})" if self.effort.repeats > 1 else ""
+
+    @contextmanager
+    def _alive(self, session: str) -> Iterator[list[_Arm]]:
+        """Build every arm in a fresh process; those that fail record themselves and are left out."""
+        with ExitStack() as stack:
+            alive = []
+            for arm in self.arms:
+                assert arm.alone is not None
+                stack.enter_context(arm.process(self.effort))
+                with contextlib.suppress(WorkerError):
+                    arm.ask(session, "build", arm.workload, (_memory_point(arm, arm.alone),), arm.cache)
+                    alive.append(arm)
+            yield alive
+
+    def _rounds(self, arms: list[_Arm], taken: _Taken, process: int) -> list[_Arm]:
+        """Warm arms up and run paired rounds; return the arms that came through.
+
+        An arm that fails on the way records itself and is dropped, and the rounds start again without it.
+        """
+        while arms:
+            failures = {arm.name: len(arm.outcomes) for arm in arms}
+            try:
+                warm = {arm.name: arm.ask(taken.session, "warm_up") for arm in arms}
+                rounds = run_rounds(
+                    {arm.name: (_Timed(arm, taken.session), warm[arm.name][1]) for arm in arms},
+                    sorted(self.baselines),
+                    target=self.effort.target,
+                    budget_s=self.effort.budget_s / self.effort.repeats,
+                    clock=now,
+                    process=process,
+                    origin=taken.begin,
+                )
+            except WorkerError:
+                arms = [arm for arm in arms if len(arm.outcomes) == failures[arm.name]]
                 continue
-            alive.remove(arm)
-        if any(arm.workload.batch_size != arm.batch_size for arm in alive):
-            say(f"throughput of {', '.join(f'{arm.name} (batch {arm.workload.batch_size})' for arm in alive)}")
-            _time(alive, baselines, effort, session)
+            for arm in arms:
+                taken.add(arm.name, warm[arm.name][0], rounds)
+            break
+        return arms
+
+    def _record(self, taken: _Taken) -> None:
+        for arm in self.arms:
+            arm.outcomes.append(_measurement(arm, taken))
+
+    def _find_batches(self) -> None:
+        for arm in list(self.arms):
+            self.say(f"{arm.name}: best batch size")
+            try:
+                _set_best_batch_size(arm, self.session + BEST_BATCH, _BATCH_CALL_SHARE * self.effort.budget_s)
+            except WorkerError:
+                self.arms.remove(arm)
 
 
-def _time(arms: list[_Arm], baselines: set[str], effort: Effort, session: str) -> list[_Arm]:
-    """Warm arms up, run paired rounds and record them; return the arms that came through.
+class _Taken:
+    """What the processes of one session have given so far, by arm."""
 
-    An arm that fails on the way records itself and is dropped, and the rounds start again without it.
-    """
-    while arms:
-        failures = {arm.name: len(arm.outcomes) for arm in arms}
-        try:
-            warm = {arm.name: arm.ask(session, "warm_up") for arm in arms}
-            rounds = run_rounds(
-                {arm.name: (_Timed(arm, session), warm[arm.name][1]) for arm in arms},
-                sorted(baselines),
-                target=effort.target,
-                budget_s=effort.budget_s,
-                clock=now,
-            )
-        except WorkerError:
-            arms = [arm for arm in arms if len(arm.outcomes) == failures[arm.name]]
-            continue
-        for arm in arms:
-            record, _ = warm[arm.name]
-            arm.outcomes.append(_measurement(arm, session, record, rounds.samples[arm.name], rounds.stop_reason))
-        break
-    return arms
+    def __init__(self, session: str) -> None:
+        self.session = session
+        self.begin = now()
+        self.warm_ups: dict[str, list[WarmUp]] = {}
+        self.samples: dict[str, tuple[Sample, ...]] = {}
+        self.stop_reasons: list[str] = []
+
+    def add(self, name: str, warm_up: WarmUp, rounds: Rounds) -> None:
+        self.warm_ups.setdefault(name, []).append(warm_up)
+        self.samples[name] = self.samples.get(name, ()) + rounds.samples[name]
+        if rounds.stop_reason not in self.stop_reasons:
+            self.stop_reasons.append(rounds.stop_reason)
+
+
+def _list(arms: Sequence[_Arm]) -> str:
+    return ", ".join(arm.name for arm in arms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,38 +447,69 @@ class _Timed:
     arm: _Arm
     session: str
 
-    def time_block(self, calls: int) -> tuple[float, float | None]:
+    def time_block(self, calls: int) -> Block:
+        watch = self.arm.watch
+        assert watch is not None, "the arm lives in a process"
         settle()
-        return self.arm.ask(self.session, "time_block", calls)
+        watch.begin()
+        seconds, device_seconds = self.arm.ask(self.session, "time_block", calls)
+        return Block(seconds, device_seconds, watch.end())
 
 
-def _measurement(
-    arm: _Arm, session: str, warm_up: WarmUp, samples: tuple[Sample, ...], stop_reason: str
-) -> Measurement:
+def _measurement(arm: _Arm, taken: _Taken) -> Measurement:
     """Put together what an arm's processes told; memory and FLOPs belong to the first batch size only."""
     alone = arm.alone
     assert alone is not None
     # A baseline that stands in several groups has its memory beside each of the others.
-    own = not session.endswith(BEST_BATCH)
+    own = not taken.session.endswith(BEST_BATCH)
+    warm_ups = taken.warm_ups[arm.name]
     notes = alone.inspection.notes
-    if not warm_up.settled:
+    if not all(warm_up.settled for warm_up in warm_ups):
         notes += ("timing began before calls had settled (the warm-up reached its cap)",)
     return Measurement(
         workload=arm.workload,
         environment=alone.environment,
-        session=session,
+        session=taken.session,
         positions=arm.positions,
         executed_positions=arm.architecture.executed_positions(arm.workload.length),
         parameters=alone.parameters,
         attention=alone.inspection.attention,
-        warm_ups_s=(warm_up.per_call_s,),
-        samples=samples,
-        stop_reason=stop_reason,
+        warm_ups_s=tuple(warm_up.per_call_s for warm_up in warm_ups),
+        samples=taken.samples[arm.name],
+        stop_reason="; ".join(taken.stop_reasons),
         memory=alone.memory if own else None,
         flops=alone.inspection.flops if own else None,
         batch_curve=tuple(sorted(arm.batch_curve.items())),
         notes=notes,
+        peaks=alone.peaks,
+        compile_s=alone.inspection.compile_s,
     )
+
+
+def _measure_energy(arm: _Arm, effort: Effort, session: str, say: Progress) -> None:
+    """Read energy counters over one arm alone; its latency stands even if that fails."""
+    if not isinstance(arm.outcomes[0], Measurement) or arm.alone is None:
+        return
+    say(f"{arm.name}: energy")
+    workload = arm.outcomes[0].workload
+    with arm.process(effort) as worker:
+        try:
+            worker.ask("build", workload, (_memory_point(arm, arm.alone),), arm.cache)
+            worker.ask("warm_up")
+            energy = worker.ask("measure_energy")
+        except WorkerError as error:
+            energy = Energy(joules_per_call=None, source=f"failed: {error}")
+    arm.outcomes[0] = replace(arm.outcomes[0], energy=energy)
+
+
+@contextmanager
+def _compiler_cache(arms: Sequence[_Arm]) -> Iterator[str | None]:
+    """Make an empty folder for compiled code, so that compiling is timed from nothing, and once for each subject."""
+    if not any(arm.workload.compiled for arm in arms):
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="tippingpoint-") as folder:
+        yield folder
 
 
 def _set_best_batch_size(arm: _Arm, session: str, longest_call_s: float) -> None:

@@ -1,0 +1,136 @@
+"""What `tippingpoint profile` prints: one row for each workload, and what to know about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from tippingpoint.measurement import Failure, Measurement, Outcome, is_best_batch
+from tippingpoint.models.catalog import architecture_of
+from tippingpoint.report.tables import plain_table
+from tippingpoint.units import (
+    format_bytes,
+    format_count,
+    format_length,
+    format_percent,
+    format_rate,
+    format_seconds,
+)
+
+_Cell = Callable[[Measurement], str]
+
+
+def _blocks(measurement: Measurement) -> str:
+    processes = len(set(measurement.processes))
+    count = len(measurement.counted)
+    return f"{count}" if processes == 1 else f"{count} in {processes}"
+
+
+def _interval(measurement: Measurement) -> str:
+    low, high = measurement.latency_interval_s
+    return f"+-{format_percent((high - low) / 2 / measurement.latency_s)}"
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else format_percent(share)
+
+
+def _joules(joules: float | None) -> str:
+    return "none" if joules is None else f"{joules:.3g} J"
+
+
+_COLUMNS: dict[str, tuple[tuple[str, _Cell], ...]] = {
+    "latency": (
+        ("latency", lambda m: format_seconds(m.latency_s)),
+        ("95 %", _interval),
+        ("spread", lambda m: format_percent(m.spread)),
+        ("blocks", _blocks),
+        ("first call", lambda m: format_seconds(m.first_call_s)),
+    ),
+    "throughput": (
+        ("throughput", lambda m: f"{format_rate(m.sequences_per_s)}/s"),
+        ("at batch", lambda m: str(m.workload.batch_size)),
+    ),
+    "peak_memory": (
+        ("peak memory", lambda m: format_bytes(m.memory.peak_bytes) if m.memory else ""),
+        ("activations", lambda m: format_bytes(m.memory.activations_bytes) if m.memory else ""),
+    ),
+    "flops": (
+        ("FLOPs", lambda m: format_count(m.flops.total) if m.flops else ""),
+        ("FLOP/s", lambda m: format_count(m.flops_per_s) if m.flops_per_s else ""),
+        ("of peak", lambda m: _share(m.share_of_peak)),
+        ("of bandwidth", lambda m: _share(m.share_of_bandwidth)),
+    ),
+    "energy": (
+        ("energy", lambda m: _joules(m.energy.joules_per_call) if m.energy else ""),
+        ("above idle", lambda m: _joules(m.energy.net_joules_per_call) if m.energy else ""),
+    ),
+}
+
+
+def profile_tables(outcomes: Iterable[Outcome], metrics: Sequence[str]) -> list[Table]:
+    """Return a table for each phase, failures included.
+
+    Args:
+        outcomes: Of one `profile`.
+        metrics: Which columns to show, out of `PROFILE_METRICS`.
+    """
+    outcomes = list(outcomes)
+    shown = [metric for metric in _COLUMNS if metric in metrics]
+    at_best = {_key(outcome): outcome for outcome in outcomes if is_best_batch(outcome)}
+    tables = {}
+    for outcome in outcomes:
+        workload = outcome.workload
+        if is_best_batch(outcome):
+            continue
+        if workload.phase not in tables:
+            titles = [title for metric in shown for title, _ in _COLUMNS[metric]]
+            title = f"{workload.phase}, {workload.device} {workload.dtype}{', compiled' if workload.compiled else ''}"
+            tables[workload.phase] = plain_table(title, "length", "subject", "positions", "batch", *titles, left=2)
+        padded = isinstance(outcome, Measurement) and outcome.executed_positions != outcome.positions
+        row: list[str | Text] = [
+            format_length(workload.length, architecture_of(workload.subject).unit),
+            str(workload.subject),
+            f"{outcome.positions:,}" + (f" -> {outcome.executed_positions:,}" if padded else ""),  # type: ignore[union-attr]
+            str(workload.batch_size),
+        ]
+        if isinstance(outcome, Failure):
+            row.append(Text(outcome.kind.replace("_", " "), "red"))
+        else:
+            best = at_best.get(_key(outcome), outcome)
+            for metric in shown:
+                source = best if metric == "throughput" and isinstance(best, Measurement) else outcome
+                row += [cell(source) for _, cell in _COLUMNS[metric]]
+        tables[workload.phase].add_row(*row)
+    return list(tables.values())
+
+
+def _key(outcome: Outcome) -> tuple[str, object]:
+    """Identify a workload whatever its batch size, within the session of one batch size asked for."""
+    return outcome.session.removesuffix("-batch"), outcome.workload.subject
+
+
+def remarks(outcomes: Iterable[Outcome]) -> list[str]:
+    """Return what to know about measurements: failures, notes, warnings, what really ran; each line once."""
+    lines: dict[str, None] = {}
+    for outcome in outcomes:
+        workload = outcome.workload
+        unit = architecture_of(workload.subject).unit
+        where = f"{workload.subject} at {format_length(workload.length, unit)}"
+        where += f", batch {workload.batch_size}" if workload.batch_size > 1 else ""
+        where += f", {workload.phase}" if workload.phase != "inference" else ""
+        if isinstance(outcome, Failure):
+            lines[f"failed: {where}: {outcome.message}"] = None
+            continue
+        lines[f"{workload.subject}: attention ran as {outcome.attention}"] = None
+        for note in outcome.notes:
+            lines[f"{workload.subject}: {note}"] = None
+        if outcome.energy and outcome.energy.joules_per_call is None:
+            lines[f"{workload.subject}: no energy: {outcome.energy.source}"] = None
+        if outcome.compile_s:
+            lines[f"{where}: compiling took {format_seconds(outcome.compile_s)}, first run included"] = None
+        for warning in outcome.warnings:
+            lines[f"warning: {where}: {warning}"] = None
+    return list(lines)

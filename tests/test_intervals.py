@@ -1,0 +1,80 @@
+"""Intervals over several processes: coverage by simulation, with planted differences between processes."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tippingpoint.intervals import center, center_replicates, half_width, interval
+
+
+def simulated(
+    generator: np.random.Generator, processes: int, blocks: int, between: float
+) -> tuple[np.ndarray, list[int]]:
+    """Logarithms around 0: blocks vary by 5 %, and each process is off by a share `between` of a block's noise."""
+    offsets = 0.05 * between * generator.standard_normal(processes)
+    values = (offsets[:, None] + 0.05 * generator.standard_normal((processes, blocks))).ravel()
+    return values, [number for number in range(processes) for _ in range(blocks)]
+
+
+def covered(processes: int, blocks: int, between: float, *, pooled: bool = False, simulations: int = 300) -> float:
+    """Return how often the 95 % interval holds the truth."""
+    generator = np.random.default_rng(7)
+    hits = 0
+    for _ in range(simulations):
+        values, labels = simulated(generator, processes, blocks, between)
+        low, high = interval(center_replicates(values, [] if pooled else labels, count=800))
+        hits += low <= 0 <= high
+    return hits / simulations
+
+
+# The wider of two spreads is never too narrow; where processes do not differ it is a little too wide.
+@pytest.mark.parametrize("processes", [2, 3, 5, 10])
+@pytest.mark.parametrize("between", [0.0, 0.5, 2.0])
+def test_the_interval_holds_the_truth_whether_processes_differ_or_not(processes, between):
+    assert covered(processes, 12, between) >= 0.92
+
+
+def test_taking_all_blocks_for_independent_would_miss_the_truth_where_processes_differ():
+    assert covered(5, 12, 2.0, pooled=True) < 0.6
+
+
+def test_many_processes_give_95_percent():
+    assert 0.92 <= covered(16, 6, 2.0) <= 0.98
+
+
+def test_processes_that_agree_narrow_the_interval_and_one_that_differs_widens_it():
+    generator = np.random.default_rng(3)
+    widths = []
+    for _ in range(20):
+        values, labels = simulated(generator, 5, 20, 0.0)
+        apart = values.copy()
+        apart[:20] += 0.5
+        widths.append((half_width(values[:20]), half_width(values, labels), half_width(apart, labels)))
+    one, agreeing, differing = np.median(widths, axis=0)
+    assert agreeing < 0.8 * one
+    assert differing > 5 * agreeing
+
+
+def test_the_centre_of_several_processes_is_the_mean_of_their_medians():
+    values, labels = [1.0, 2.0, 9.0, 4.0, 6.0], [0, 0, 0, 1, 1]
+    assert center(values, labels) == (2.0 + 5.0) / 2
+    assert center(values) == 4.0
+    assert center(values, [3] * 5) == 4.0
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=30))
+def test_one_process_is_the_same_however_it_is_labelled(values):
+    assert (center_replicates(values, [4] * len(values)) == center_replicates(values)).all()
+    assert half_width(values, [4] * len(values)) == half_width(values)
+
+
+@given(st.lists(st.tuples(st.floats(-5, 5), st.integers(0, 3)), min_size=4, max_size=24), st.permutations(range(4)))
+def test_names_of_processes_and_the_order_of_blocks_of_a_process_do_not_matter(blocks, names):
+    values, labels = zip(*blocks, strict=True)
+    renamed = [names[label] for label in labels]
+    # The draws of one process may go to another, so only the centre is the same to the last bit.
+    assert center(values, labels) == pytest.approx(center(values, renamed), abs=1e-12)
+    assert math.isfinite(half_width(values, labels))
