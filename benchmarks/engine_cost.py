@@ -79,8 +79,8 @@ def main() -> None:
         for method, seconds in spent.items():
             parts[method].append(seconds)
     print(
-        f"a fresh worker is ready after                   {statistics.median(starts):6.2f} s (median of {len(starts)}, "
-        f"slowest {max(starts):.2f} s)"
+        f"a fresh worker is ready after                   {statistics.median(starts):6.2f} s "
+        f"(median of {len(starts)}, slowest {max(starts):.2f} s)"
     )
     print(f"one profile, wall time                          {statistics.median(walls):6.2f} s")
     for method, seconds in sorted(parts.items(), key=lambda item: -statistics.median(item[1])):

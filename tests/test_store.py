@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from synthetic import ENVIRONMENT, failure, measurement
 from tippingpoint import store as store_module
 from tippingpoint.errors import StoreError, TippingPointError
+from tippingpoint.machine import Conditions
 from tippingpoint.measurement import FAILURE_KINDS, Environment, Failure, Flops, Measurement, Memory, Outcome, Sample
 from tippingpoint.store import SCHEMA_VERSION, Store
 from tippingpoint.workload import PHASES, SIZES, Subject, Variant, Workload
@@ -570,3 +572,89 @@ def test_a_store_says_what_it_holds(filled):
     with Store(":memory:") as store:
         assert "no subject yet" in repr(store)
     assert "could not be read" in repr(store)
+
+
+SCHEMA_1 = TESTS / "stores/schema_1.sqlite"
+
+
+@pytest.fixture
+def of_schema_1(path: Path) -> Path:
+    """A copy of a store that the first schema's own code wrote."""
+    shutil.copy(SCHEMA_1, path)
+    return path
+
+
+def test_a_store_of_the_first_schema_is_read_with_everything_in_it(of_schema_1):
+    database = sqlite3.connect(SCHEMA_1)
+    try:
+        assert database.execute("PRAGMA user_version").fetchone()[0] == 1
+        kept = [json.loads(text) for (text,) in database.execute("SELECT record FROM outcomes ORDER BY id")]
+    finally:
+        database.close()
+    with Store(of_schema_1) as store:
+        found = store.outcomes()
+        assert [session.label for session in store.sessions()] == ["", ""]
+    assert len(found) == len(kept) == 6
+    for outcome, record in zip(found, kept, strict=True):
+        assert isinstance(outcome, Measurement)
+        assert str(outcome.workload.subject) == record["workload"]["subject"]
+        assert outcome.warm_ups_s == (tuple(record["warm_up_s"]),)
+        assert [sample.seconds for sample in outcome.samples] == [sample["seconds"] for sample in record["samples"]]
+        assert set(outcome.processes) == {0}
+        assert not outcome.workload.compiled
+        assert outcome.latency_s > 0
+
+
+def test_a_migrated_store_finds_its_environments_by_the_fingerprints_of_today(of_schema_1):
+    with Store(of_schema_1) as store:
+        ((fingerprint, environment),) = store.environments().items()
+        assert environment.fingerprint == fingerprint
+        assert len(store.outcomes(environment=fingerprint)) == 6
+        # What is measured in the same environment today joins the old results, and adds no environment.
+        store.add([measurement("bert", 64, 0.01, environment=environment)])
+        assert len(store.outcomes(environment=fingerprint)) == 7
+        assert len(store.environments()) == 1
+
+
+def test_a_store_is_migrated_once_and_is_whole_afterwards(of_schema_1):
+    with Store(of_schema_1) as store:
+        first = store.outcomes()
+    with Store(of_schema_1) as store:
+        assert store.outcomes() == first
+    assert integrity(of_schema_1) == "ok"
+    database = sqlite3.connect(of_schema_1)
+    try:
+        assert database.execute("PRAGMA user_version").fetchone()[0] == 2
+    finally:
+        database.close()
+
+
+def test_a_migration_that_fails_leaves_the_file_as_it_was(of_schema_1):
+    database = sqlite3.connect(of_schema_1)
+    try:
+        database.execute("UPDATE outcomes SET record = '{broken' WHERE id = 6")
+        database.commit()
+    finally:
+        database.close()
+    before = of_schema_1.read_bytes()
+    with pytest.raises(StoreError, match="damaged"):
+        Store(of_schema_1)
+    assert of_schema_1.read_bytes() == before
+
+
+def test_a_label_names_a_run(path):
+    with Store(path) as store:
+        store.add(SESSION, label="before")
+        store.add(SESSION)
+        assert [session.label for session in store.sessions()] == ["before", ""]
+        assert {row["label"] for row in store.measurements()} == {"before", ""}
+
+
+def test_samples_keep_their_process_their_conditions_and_whether_they_were_repeated(path):
+    one = measurement("bert", 64, 0.01)
+    conditions = Conditions(load=1.5, others_s=0.01, steal_s=0.0, clock_hz=3e9, temperature_c=70.0, throttled=True)
+    samples = tuple(replace(s, process=n, conditions=conditions, repeated=n == 1) for n, s in enumerate(one.samples))
+    kept = replace(one, samples=samples)
+    with Store(path) as store:
+        store.add([kept])
+        assert store.outcomes() == [kept]

@@ -301,9 +301,8 @@ class Measurement:
         for what, who in (("others_s", "other processes"), ("steal_s", "other virtual machines")):
             share = self._taken_by(what)
             if share is not None and share > _MUCH_TAKEN:
-                found.append(
-                    f"{who} took {format_percent(share)} of the cores' time while it was timed: rerun when it is quiet"
-                )
+                taken = f"{who} took {format_percent(share)} of the cores' time while it was timed"
+                found.append(f"{taken}: rerun when it is quiet")
         if self.host_over_device is not None and self.host_over_device >= 1.2:
             found.append(
                 f"launch-bound: the host took {self.host_over_device:.2f} times as long as the device computed; "

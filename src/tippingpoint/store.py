@@ -116,7 +116,10 @@ class Store:
         elif version < SCHEMA_VERSION:
             with self._transaction():
                 for step in range(version, SCHEMA_VERSION):
-                    _MIGRATIONS[step](self._db)
+                    try:
+                        _MIGRATIONS[step](self._db)
+                    except (ValueError, KeyError) as error:
+                        raise _UnreadableError from error
                 self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     @contextmanager
@@ -320,6 +323,8 @@ def _row(session: StoredSession, outcome: Outcome) -> dict[str, Any]:
         "dtype": workload.dtype,
         "threads": workload.threads,
         "size": workload.size,
+        "compiled": workload.compiled,
+        "affinity": None if workload.affinity is None else ",".join(map(str, workload.affinity)),
         "status": "ok",
         "message": None,
     }
@@ -331,11 +336,18 @@ def _row(session: StoredSession, outcome: Outcome) -> dict[str, Any]:
             "latency_high_s",
             "first_call_s",
             "samples",
+            "processes",
+            "spread",
             "sequences_per_s",
             "positions_per_s",
             "peak_bytes",
             "weights_bytes",
+            "activations_bytes",
             "flops",
+            "algorithmic_flops",
+            "bytes_accessed",
+            "flops_per_s",
+            "joules_per_call",
             "parameters",
             "attention",
         )
@@ -351,11 +363,18 @@ def _row(session: StoredSession, outcome: Outcome) -> dict[str, Any]:
             "latency_high_s": high,
             "first_call_s": outcome.first_call_s,
             "samples": len(outcome.counted),
+            "processes": len(set(outcome.processes)),
+            "spread": outcome.spread,
             "sequences_per_s": outcome.sequences_per_s,
             "positions_per_s": outcome.positions_per_s,
             "peak_bytes": outcome.memory.peak_bytes if outcome.memory else None,
             "weights_bytes": outcome.memory.weights_bytes if outcome.memory else None,
+            "activations_bytes": outcome.memory.activations_bytes if outcome.memory else None,
             "flops": outcome.flops.total if outcome.flops else None,
+            "algorithmic_flops": outcome.flops.algorithmic if outcome.flops else None,
+            "bytes_accessed": outcome.flops.bytes_accessed if outcome.flops else None,
+            "flops_per_s": outcome.flops_per_s,
+            "joules_per_call": outcome.energy.joules_per_call if outcome.energy else None,
             "parameters": outcome.parameters,
             "attention": outcome.attention,
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,14 +122,18 @@ def _pooled(points: list[ComparisonPoint]) -> ComparisonPoint:
         return censored
     if len(points[0].log_ratios) == 1:
         return points[-1]
-    # Every session has processes of its own.
-    labels = [(number, process) for number, point in enumerate(points) for process in point.processes]
-    order = {label: number for number, label in enumerate(dict.fromkeys(labels))}
     return ComparisonPoint(
         points[0].length,
         tuple(value for point in points for value in point.log_ratios),
-        tuple(order[label] for label in labels),
+        label_processes(point.processes for point in points),
     )
+
+
+def label_processes(sessions: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    """Return the process of every value of several sessions, end to end; every session has processes of its own."""
+    labels = [(number, process) for number, processes in enumerate(sessions) for process in processes]
+    order = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    return tuple(order[label] for label in labels)
 
 
 def _point(length: float, baseline: Outcome | None, variant: Outcome | None, metric: str) -> ComparisonPoint | None:

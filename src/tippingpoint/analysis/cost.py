@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from tippingpoint.analysis.comparison import MEMORY_TOLERANCE
+from tippingpoint.analysis.comparison import MEMORY_TOLERANCE, label_processes
 from tippingpoint.intervals import FEWEST_FOR_BOOTSTRAP, center_replicates
 from tippingpoint.measurement import Measurement, Outcome, is_best_batch
 from tippingpoint.models.catalog import architecture_of
@@ -121,11 +121,10 @@ def _log_cost_replicates(found: Sequence[Measurement], metric: str) -> np.ndarra
     seconds = np.concatenate(
         [measurement.per_call_s / count for measurement, count in zip(found, sequences, strict=True)]
     )
-    labels = [(number, process) for number, measurement in enumerate(found) for process in measurement.processes]
-    order = {label: number for number, label in enumerate(dict.fromkeys(labels))}
-    paired = seconds.size >= FEWEST_FOR_BOOTSTRAP and len(order) == 1
+    processes = label_processes(measurement.processes for measurement in found)
+    paired = seconds.size >= FEWEST_FOR_BOOTSTRAP and len(set(processes)) == 1
     seed = _seed(length) if paired else _seed(subject, length)
-    return center_replicates(np.log(seconds), [order[label] for label in labels], seed=seed, count=_REPLICATES)
+    return center_replicates(np.log(seconds), processes, seed=seed, count=_REPLICATES)
 
 
 def _seed(*parts: object) -> int:

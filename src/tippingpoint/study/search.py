@@ -31,8 +31,8 @@ _GROWTH_BOUNDS = (1.15, 2.0)
 _GROW_SHARE = 0.65
 # Inference may take this much of the budget while training waits.
 _FIRST_PHASE_SHARE = 0.6
-# Seconds a subject costs in a session whatever the length: two processes, two models built, one warm-up.
-_FIXED_S = 2.5
+# Seconds a process costs whatever the length: it is started, and builds the model; half of a short warm-up.
+_BUILD_S = 1.25
 # A training step, where only inference is known: backward takes twice the forward pass, and the optimizer.
 _TRAINING_FACTOR = 5.0
 # Timed rounds of one session may take this share of the budget, between these bounds in seconds.
@@ -253,14 +253,16 @@ def _expected(study: Study, phase: str, length: float, subjects: Sequence[Subjec
         return None
     # A subject that is not known yet costs as much as the others do on average.
     together = sum(latencies) / len(latencies) * len(subjects)
-    # memory (training: two steps), inspection, cold call and warm-up
-    alone = (4 if phase == "inference" else 5) * together
-    rounds = max(MIN_ROUNDS * together, min(rounds_budget_s(study), 50 * together))
+    # memory (training: two steps) and inspection; then in each process, building, a cold call and warm-up
+    alone = (2 if phase == "inference" else 3) * together
+    process = _BUILD_S * len(subjects) + 2 * together
+    rounds = max(study.repeats * MIN_ROUNDS * together, min(rounds_budget_s(study), 50 * together))
+    timed = study.repeats * process + rounds
     if "throughput" in study.metrics and any(
         _largest_useful_batch(subject, phase, length, known) != study.batch_size for subject in subjects
     ):
-        rounds = 2 * rounds + 3 * together
-    return _FIXED_S * len(subjects) + alone + rounds
+        timed = 2 * timed + 3 * together
+    return _BUILD_S * len(subjects) + alone + timed
 
 
 def _predict_latency(study: Study, phase: str, length: float, subject: Subject, known: Known) -> float | None:
