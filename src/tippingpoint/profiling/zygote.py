@@ -32,12 +32,15 @@ def preload() -> None:
 
     from tippingpoint.models import build, catalog  # noqa: F401
     from tippingpoint.profiling import path, worker  # noqa: F401
+    from tippingpoint.profiling.environment import software
 
     for row in catalog.ARCHITECTURES.values():
         getattr(transformers, row.config_class)
         getattr(transformers, row.model_class)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    # Asks git for the commit, once for all workers.
+    software()
     # The optimizer imports the compiler when it is first made, which takes longer than a small model.
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
 
