@@ -39,7 +39,7 @@ TORCH_FREE = {
     "report",
 }
 # What describes models without building them, and what of it is meant for others.
-TABLES = {"catalog", "architecture", "text", "speech", "vision"}
+TABLES = {"catalog", "architecture", "flops", "text", "speech", "vision"}
 OFFERED = {"catalog", "architecture"}
 
 

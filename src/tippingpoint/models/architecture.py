@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tippingpoint.errors import InputError
+from tippingpoint.models.flops import ForwardFlops, Pairs
 from tippingpoint.units import UNITS, format_length
 from tippingpoint.workload import OptionValue, check_length
 
@@ -52,6 +53,8 @@ class Architecture:
             variant.
         front_end_values: Native length to the values in the widest activation before the first layer, where
             that outgrows the layers.
+        flops: Closed form of its forward pass at the real length: (configuration, batch size, length, the pairs
+            that its attention looks at) to FLOPs of the batch; None where there is none.
         needs_float32: Why inference cannot run in a lower precision, where it cannot.
         notes: What the reader of its numbers should know.
     """
@@ -69,6 +72,7 @@ class Architecture:
     lengths: Lengths
     efficient_attention: str | None = None
     front_end_values: Callable[[float], int] = lambda length: 0
+    flops: Callable[[Mapping[str, Any], int, float, Pairs], ForwardFlops] | None = None
     needs_float32: str = ""
     notes: tuple[str, ...] = ()
 
@@ -150,6 +154,8 @@ class AttentionVariant:
         options: By name.
         function: "module:function" on [batch, heads, length, head_dim]; None for the library's own.
         oracle: "module:function", dense and readable; the definition `function` is tested against.
+        pairs: Positions and options to the (query, key) pairs that one head attends over; None where that is
+            every pair (exact variants), or where pairs do not tell the cost (approximations).
         library_name: The library's name of the implementation, where it is the library's own.
     """
 
@@ -160,4 +166,5 @@ class AttentionVariant:
     options: Mapping[str, Option] = field(default_factory=dict)
     function: str | None = None
     oracle: str | None = None
+    pairs: Callable[..., int] | None = None
     library_name: str | None = None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tippingpoint.errors import InputError, UnsupportedError, unknown
 from tippingpoint.models import speech, text, vision
 from tippingpoint.models.architecture import Architecture, AttentionVariant, Option
-from tippingpoint.workload import OptionValue, Subject, Variant
+from tippingpoint.models.flops import full_pairs, local_pairs
+from tippingpoint.workload import OptionValue, Subject, Variant, Workload
 
 _Row = TypeVar("_Row", Architecture, AttentionVariant)
 
@@ -66,6 +68,7 @@ VARIANTS: Mapping[str, AttentionVariant] = _table(
         },
         function="tippingpoint.attention.local:local_attention",
         oracle="tippingpoint.attention.reference:local_attention",
+        pairs=local_pairs,
     ),
 )
 
@@ -154,3 +157,36 @@ def is_vanilla(subject: Subject) -> bool:
     if architecture_of(subject).efficient_attention:
         return False
     return all(VARIANTS[v.name].library_name in ("sdpa", "eager") for v in subject.variants if v.name in VARIANTS)
+
+
+def algorithmic_flops(workload: Workload, config: Mapping[str, Any]) -> int | None:
+    """Return what the published definition of a subject asks for in one call, in FLOPs.
+
+    That is at the real length, without what an implementation adds: padding, whole blocks, scores computed again in
+    the backward pass. Training is three forward passes, less the gradients that nobody needs: of the input, and
+    of a pooler that the loss does not depend on.
+
+    Args:
+        workload: What is called.
+        config: Of the subject that was built for it.
+
+    Returns:
+        FLOPs of the whole batch; None where the catalogue has no closed form.
+
+    Raises:
+        InputError: If the catalogue does not know the subject.
+        UnsupportedError: If its variants do not compose.
+    """
+    subject = check_subject(workload.subject)
+    architecture = architecture_of(subject)
+    if architecture.flops is None:
+        return None
+    pairs = full_pairs
+    for variant in subject.variants:
+        row = VARIANTS[variant.name]
+        if row.pairs is not None:
+            pairs = partial(row.pairs, **dict(variant.options))
+        elif not row.exact:
+            return None
+    forward = architecture.flops(config, workload.batch_size, workload.length, pairs)
+    return forward.of_phase(workload.phase)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tippingpoint.models.architecture import Architecture, Lengths
+from tippingpoint.models.flops import ForwardFlops, Pairs, encoder, linear
 
 SAMPLING_RATE = 16_000
 # (kernel, stride) of the waveform front end of wav2vec 2.0 and HuBERT
@@ -29,6 +30,24 @@ def _waveform(config: Mapping[str, Any], batch_size: int, length: float, generat
     import torch
 
     return {"input_values": torch.randn(batch_size, _samples(length), generator=generator)}
+
+
+def _hubert_flops(config: Mapping[str, Any], batch_size: int, length: float, pairs: Pairs) -> ForwardFlops:
+    """Front end, projection, positions by a grouped convolution, layers (wav2vec 2.0, arXiv:2006.11477, section 2).
+
+    The waveform needs no gradient, although the library computes it. The convolution of positions counts one output
+    for each frame; the library's even kernel makes one more and cuts it off.
+    """
+    count, channels, front_end = _samples(length), 1, []
+    for width, kernel, stride in zip(config["conv_dim"], config["conv_kernel"], config["conv_stride"], strict=True):
+        count = (count - kernel) // stride + 1
+        front_end.append(linear(batch_size * count, channels * kernel, width))
+        channels = width
+    width, taps = config["hidden_size"], config["num_conv_pos_embeddings"]
+    projection = linear(batch_size * count, channels, width)
+    positions = linear(batch_size * count, width // config["num_conv_pos_embedding_groups"] * taps, width)
+    layers = encoder(config, batch_size, count, pairs)
+    return ForwardFlops(inner=sum(front_end[1:]) + projection + positions + layers, first=front_end[0])
 
 
 # What is random by design is switched off, so that a training step does the same work each time: layers
@@ -70,5 +89,6 @@ HUBERT = Architecture(
         reason="its convolutional front end needs 400 samples for one frame",
     ),
     front_end_values=lambda length: _samples(length) // 5 * 512,
+    flops=_hubert_flops,
     notes=("LayerDrop and SpecAugment are off in training, so that every step does the same work",),
 )

@@ -6,6 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from tippingpoint.models.architecture import Architecture, Lengths
+from tippingpoint.models.flops import (
+    ForwardFlops,
+    Pairs,
+    attend,
+    encoder,
+    encoder_linears,
+    linear,
+    local_pairs,
+    pooler,
+)
 
 LONGFORMER_WINDOW = 512
 NYSTROM_LANDMARKS = 64
@@ -57,6 +67,33 @@ def _nystromformer_inputs(
     return {"input_ids": tokens, "attention_mask": mask}
 
 
+def _bert_flops(config: Mapping[str, Any], batch_size: int, length: float, pairs: Pairs) -> ForwardFlops:
+    return ForwardFlops(inner=encoder(config, batch_size, int(length), pairs), unreached=pooler(config, batch_size))
+
+
+def _longformer_flops(config: Mapping[str, Any], batch_size: int, length: float, pairs: Pairs) -> ForwardFlops:
+    """The band alone (section 3.1): no padding, and none of the overlap of the library's chunks."""
+    width, layers, windows = config["hidden_size"], config["num_hidden_layers"], config["attention_window"]
+    if isinstance(windows, int):  # until the library's model has made it one for each layer
+        windows = [windows] * layers
+    bands = sum(local_pairs(int(length), window=window // 2) for window in windows)
+    linears = layers * encoder_linears(batch_size * int(length), width, config["intermediate_size"])
+    return ForwardFlops(inner=linears + attend(batch_size * bands, width), unreached=pooler(config, batch_size))
+
+
+def _nystromformer_flops(config: Mapping[str, Any], batch_size: int, length: float, pairs: Pairs) -> ForwardFlops:
+    """The products in the order of section 3 (its complexity: n m^2 + m n d + m^3 + n m d), at n positions."""
+    width, heads, marks = config["hidden_size"], config["num_attention_heads"], config["num_landmarks"]
+    rows, rows_of_marks = batch_size * int(length), batch_size * marks
+    scores = 2 * linear(rows, width, marks) + linear(rows_of_marks, width, marks)
+    # Six steps of the iteration towards the pseudo-inverse (equation 11), each of four products of a head.
+    inverse = 6 * 4 * linear(heads * rows_of_marks, marks, marks)
+    values = linear(heads * rows, marks, marks) + 2 * linear(rows, width, marks)
+    skip = linear(rows, config["conv_kernel_size"] or 0, width)
+    layer = encoder_linears(rows, width, config["intermediate_size"]) + scores + inverse + values + skip
+    return ForwardFlops(inner=config["num_hidden_layers"] * layer)
+
+
 BERT = Architecture(
     name="bert",
     title="BERT",
@@ -70,6 +107,7 @@ BERT = Architecture(
     limit=lambda config: config["max_position_embeddings"],
     inputs=_token_inputs,
     lengths=Lengths(positions=_tokens),
+    flops=_bert_flops,
 )
 
 LONGFORMER = Architecture(
@@ -93,6 +131,7 @@ LONGFORMER = Architecture(
     inputs=_token_inputs,
     lengths=Lengths(positions=_tokens, executed=lambda length: _round_up(length, LONGFORMER_WINDOW)),
     efficient_attention="a sliding window of 512 (radius 256)",
+    flops=_longformer_flops,
     notes=(
         "the library pads inputs to a multiple of 512, so cost is a staircase",
         "no global attention is asked for; the unused global projections add 21.3 M parameters at Base",
@@ -127,6 +166,7 @@ NYSTROMFORMER = Architecture(
         reason="with no more positions than its 64 landmarks the library runs full attention",
     ),
     efficient_attention="the Nystrom approximation with 64 landmarks",
+    flops=_nystromformer_flops,
     needs_float32="the library inverts matrices with a float32 identity",
     notes=("inputs are padded to a multiple of its 64 landmarks, as the library demands",),
 )

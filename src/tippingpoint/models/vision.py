@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tippingpoint.models.architecture import Architecture, Lengths
+from tippingpoint.models.flops import ForwardFlops, Pairs, attend, encoder, encoder_linears, linear, pooler
 
 _VIT_PATCH = 16
 _SWIN_PATCH = 4
@@ -25,6 +26,55 @@ def _swin_positions_padded(length: float) -> int:
     side = int(length) // _SWIN_PATCH
     window = min(side, _SWIN_WINDOW)
     return (-(-side // window) * window) ** 2
+
+
+def _patches_flops(config: Mapping[str, Any], batch_size: int, length: float, width: int) -> int:
+    patch = config["patch_size"]
+    return linear(batch_size * (int(length) // patch) ** 2, config["num_channels"] * patch * patch, width)
+
+
+def _vit_flops(config: Mapping[str, Any], batch_size: int, length: float, pairs: Pairs) -> ForwardFlops:
+    positions = (int(length) // config["patch_size"]) ** 2 + 1
+    return ForwardFlops(
+        inner=encoder(config, batch_size, positions, pairs),
+        first=_patches_flops(config, batch_size, length, config["hidden_size"]),
+        unreached=pooler(config, batch_size),
+    )
+
+
+def _window_pairs(side: int, window: int, before: int) -> int:
+    """Return pairs within the windows of a grid of side x side; the first begins `before` positions ahead of it.
+
+    Windows at the edges hold only what is there (Swin, arXiv:2103.14030, section 3.2): how the library batches them,
+    by padding and by a mask over windows that wrap around, is left out.
+    """
+    starts = range(-before, side, window)
+    lengths = [min(start + window, side) - max(start, 0) for start in starts]
+    return sum(length * length for length in lengths) ** 2
+
+
+def _swinv2_flops(config: Mapping[str, Any], batch_size: int, length: float, pairs: Pairs) -> ForwardFlops:
+    """Stages of windowed layers, each but the last followed by a merging of 2 x 2 patches (section 3).
+
+    The network of the position biases (section 3.3) runs once for a batch. Its input is a constant.
+    """
+    width, side = config["embed_dim"], int(length) // config["patch_size"]
+    first, inner = _patches_flops(config, batch_size, length, width), 0
+    stages = list(zip(config["depths"], config["num_heads"], strict=True))
+    for stage, (depth, heads) in enumerate(stages):
+        window = min(config["window_size"], side)
+        offsets, rows = (2 * window - 1) ** 2, batch_size * side * side
+        for layer in range(depth):
+            # Every second layer moves its windows on by a half, so that its first one begins before the grid.
+            before = window - window // 2 if layer % 2 and side > window else 0
+            inner += encoder_linears(rows, width, int(config["mlp_ratio"] * width))
+            inner += attend(batch_size * _window_pairs(side, window, before), width)
+            inner += linear(offsets, 512, heads)
+            first += linear(offsets, 2, 512)
+        if stage < len(stages) - 1:
+            side, width = side // 2, 2 * width
+            inner += linear(batch_size * side * side, 2 * width, width)
+    return ForwardFlops(inner=inner, first=first)
 
 
 VIT = Architecture(
@@ -53,6 +103,7 @@ VIT = Architecture(
         multiple_of=_VIT_PATCH,
         reason="its patches are 16 pixels wide",
     ),
+    flops=_vit_flops,
 )
 
 SWINV2 = Architecture(
@@ -79,6 +130,7 @@ SWINV2 = Architecture(
         reason="its four stages halve a grid of 4-pixel patches",
     ),
     efficient_attention="shifted windows of 8 x 8 patches over a hierarchy of four stages",
+    flops=_swinv2_flops,
     notes=(
         "positions are those of its first stage, of 4-pixel patches; ViT's patches are 16 pixels wide",
         "later stages pad their grids to a multiple of the 8-patch window, so cost is a staircase",

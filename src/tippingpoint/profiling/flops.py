@@ -1,7 +1,7 @@
-"""Floating-point operations of a call, and which operators it really ran.
+"""Floating-point operations of a call, the bytes it moved, and which operators it really ran.
 
 Counting is PyTorch's FlopCounterMode with the formulas it lacks or has wrong: in torch 2.13 fused attention on
-the CPU counts as 0, and the backward pass of a grouped convolution by too much. One multiply-add is 2 FLOPs.
+the CPU counts as 0, and the backward pass of a grouped convolution as too much. One multiply-add is 2 FLOPs.
 Element-wise work, normalisation and softmax are not counted, as is usual; operators that multiply matrices and
 have no formula are listed.
 """
@@ -23,15 +23,16 @@ from torch.utils.flop_counter import (
 )
 
 from tippingpoint.measurement import Flops
+from tippingpoint.profiling.traffic import accessed_bytes
 
 _aten = torch.ops.aten
 
 
-def _fused_cpu(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+def _fused(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
     return sdpa_flop_count(query, key, value)
 
 
-def _fused_cpu_backward(grad_out: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+def _fused_backward(grad_out: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
     return sdpa_backward_flop_count(grad_out, query, key, value)
 
 
@@ -54,9 +55,13 @@ def _convolution_backward(
     return forward * (bool(output_mask[0]) + bool(output_mask[1]))
 
 
+# PyTorch's own table has the fused attention of CUDA (flash, efficient, cuDNN), forward and backward.
 FORMULAS: dict[Any, Callable[..., int]] = {
-    _aten._scaled_dot_product_flash_attention_for_cpu: _fused_cpu,
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _fused_cpu_backward,
+    _aten._scaled_dot_product_flash_attention_for_cpu: _fused,
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _fused_backward,
+    _aten._scaled_dot_product_attention_math_for_mps: _fused,
+    _aten._scaled_dot_product_fused_attention_overrideable: _fused,
+    _aten._scaled_dot_product_fused_attention_overrideable_backward: _fused_backward,
     _aten.convolution_backward: _convolution_backward,
 }
 
@@ -72,25 +77,33 @@ _CHEAP = ("scaled_dot_product_attention_math", "_efficientzerotensor")
 
 
 class _Operators(TorchDispatchMode):
-    """Counts the operators that reach the backend."""
+    """Counts the operators that reach the backend, and the bytes they read and write."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[Any] = Counter()
+        self.accessed_bytes: int | None = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         self.counts[func._overloadpacket] += 1
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **kwargs)
+        accessed = accessed_bytes(func, args, kwargs, result)
+        if accessed is None:  # makes the sum unknown, not smaller
+            self.accessed_bytes = None
+        elif self.accessed_bytes is not None:
+            self.accessed_bytes += accessed
+        return result
 
 
-def count_flops(call: Callable[[], None]) -> tuple[Flops, Counter[str]]:
+def count_flops(call: Callable[[], object]) -> tuple[Flops, Counter[str]]:
     """Run a call once and count.
 
     Args:
         call: What to run, once.
 
     Returns:
-        FLOPs, and how often each operator ran, by name.
+        Executed FLOPs with the bytes accessed, and how often each operator ran, by name.
     """
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     operators = _Operators()
@@ -107,6 +120,7 @@ def count_flops(call: Callable[[], None]) -> tuple[Flops, Counter[str]]:
         total=counter.get_total_flops(),
         by_operator=tuple(sorted((_name(op), int(count)) for op, count in by_operator.items())),
         uncounted=tuple(sorted(uncounted.items())),
+        bytes_accessed=operators.accessed_bytes,
     )
     return flops, Counter({_name(op): count for op, count in operators.counts.items()})
 
