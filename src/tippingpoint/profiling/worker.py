@@ -8,13 +8,13 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
 from tippingpoint.errors import InputError, TippingPointError, UnsupportedError, WontFitError
 from tippingpoint.measurement import Flops, Memory
-from tippingpoint.models.catalog import architecture_of
+from tippingpoint.models.catalog import algorithmic_flops, architecture_of
 from tippingpoint.profiling.device import Device, open_device
 from tippingpoint.profiling.environment import read_environment
 from tippingpoint.profiling.memory import (
@@ -145,6 +145,7 @@ class Worker:
         call = self._call or self.subject.call(self.workload)
         with observe_attention() as functions:
             flops, operators = count_flops(call)
+        flops = replace(flops, algorithmic=algorithmic_flops(self.workload, self.subject.config))
         attention = describe_path(self.workload, self.subject, functions, operators)
         return Inspection(flops=flops, attention=attention, notes=self.subject.architecture.notes)
 
