@@ -9,7 +9,14 @@ import numpy as np
 
 from tippingpoint.intervals import center, center_replicates, interval
 from tippingpoint.machine import Conditions, Environment, Peaks
-from tippingpoint.units import format_bytes, format_count, format_percent, format_rate, format_seconds
+from tippingpoint.units import (
+    format_bytes,
+    format_count,
+    format_half_width,
+    format_percent,
+    format_rate,
+    format_seconds,
+)
 from tippingpoint.workload import Workload
 
 FAILURE_KINDS = ("out_of_memory", "timeout", "crashed", "unsupported")
@@ -22,6 +29,8 @@ _MANY_OUTLIERS = 0.1
 _FAR = 0.1
 # Share of the cores' time that others may take before it is said.
 _MUCH_TAKEN = 0.05
+# Nothing is faster than the peak; by more than this, the peak was not one.
+_ABOVE_PEAK = 1.1
 # Executed and algorithmic FLOPs are shown apart from this difference on.
 _SAME_FLOPS = 0.01
 
@@ -280,7 +289,7 @@ class Measurement:
             found.append(f"only {len(self.counted)} timed blocks: give it a larger --budget")
         elif (half := (high - low) / 2 / self.latency_s) > 0.05:
             more = "with more processes (--repeats 5)" if processes in (2, 3) else "with a larger --budget"
-            found.append(f"the 95 % interval of the latency is +-{format_percent(half)}: rerun {more}")
+            found.append(f"the 95 % interval of the latency is {format_half_width(half)}: rerun {more}")
         if self.spread > 0.1:
             found.append(
                 f"interquartile range is {format_percent(self.spread)} of the median: something else is using "
@@ -307,6 +316,11 @@ class Measurement:
             found.append(
                 f"launch-bound: the host took {self.host_over_device:.2f} times as long as the device computed; "
                 "torch.compile or larger batches would help more than another attention"
+            )
+        if self.share_of_peak is not None and self.share_of_peak > _ABOVE_PEAK:
+            found.append(
+                f"it ran {self.share_of_peak:.2f} times as fast as this machine's matrix products: those were timed "
+                "while something else ran, so shares of the peak are too high; rerun when it is quiet"
             )
         if self.executed_positions > 1.1 * self.positions:
             found.append(

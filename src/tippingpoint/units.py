@@ -125,6 +125,11 @@ def format_percent(fraction: float) -> str:
     return f"{percent:.1f} %" if abs(percent) < 9.95 else f"{percent:.0f} %"
 
 
+def format_half_width(fraction: float) -> str:
+    """Return the half-width of an interval as `+-3.2 %`; of the useless ones only that they are."""
+    return f"+-{format_percent(fraction)}" if fraction <= 1 else "over +-100 %"
+
+
 def format_length(length: float, unit: str) -> str:
     """Return a length in its native unit: "1,900 tokens", "12.5 s", "448 px".
 

@@ -5,18 +5,21 @@ The parent asks one thing at a time over a socket and sleeps until the answer co
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tippingpoint.errors import InputError, TippingPointError, UnsupportedError, WontFitError
-from tippingpoint.measurement import Flops, Memory
+from tippingpoint.machine import Peaks
+from tippingpoint.measurement import Energy, Flops, Memory
 from tippingpoint.models.catalog import algorithmic_flops, architecture_of
 from tippingpoint.profiling.device import Device, open_device
-from tippingpoint.profiling.environment import read_environment
+from tippingpoint.profiling.energy import measure_energy, open_meter
+from tippingpoint.profiling.environment import device_uuid, read_environment
 from tippingpoint.profiling.memory import (
     SAFE_SHARE,
     KnownPoints,
@@ -25,18 +28,26 @@ from tippingpoint.profiling.memory import (
     predict_call_bytes,
     weight_bytes,
 )
+from tippingpoint.profiling.peaks import measure_peaks
 from tippingpoint.profiling.timing import WarmUp, calls_per_block, warm_up
 from tippingpoint.units import format_bytes
 from tippingpoint.workload import Workload
 
+if TYPE_CHECKING:
+    from tippingpoint.models.build import Call
+
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What one call did: FLOPs, the attention path that really ran, and what to note."""
+    """What one call did: FLOPs, the attention path that really ran, and what to note.
+
+    `compile_s` is what the first call of a compiled subject took, with nothing compiled before.
+    """
 
     flops: Flops
     attention: str
     notes: tuple[str, ...]
+    compile_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,26 +69,37 @@ class Worker:
     Args:
         device_name: "cpu", "cuda" or "cuda:N".
         threads: CPU threads.
+        affinity: Cores to stay on; None leaves it to the system.
         device: Opened from its name when None.
 
     Raises:
-        InputError: If the device is not there.
+        InputError: If the device is not there, or the process may not run on one of the cores.
     """
 
-    def __init__(self, device_name: str, threads: int, device: Device | None = None) -> None:
+    def __init__(
+        self,
+        device_name: str,
+        threads: int,
+        affinity: tuple[int, ...] | None = None,
+        device: Device | None = None,
+    ) -> None:
         import torch
 
+        if affinity is not None:
+            _pin(affinity)
         torch.set_num_threads(threads)
         self.device = device or open_device(device_name)
         self.environment = read_environment(device_name, threads)
-        self._call: Callable[[], None] | None = None
+        self._call: Call | None = None
+        self._compile_s: float | None = None
 
-    def build(self, workload: Workload, known: KnownPoints = ()) -> int:
+    def build(self, workload: Workload, known: KnownPoints = (), cache: str | None = None) -> int:
         """Build the workload's subject and return its number of parameters.
 
         Args:
             workload: What to build.
             known: Memory that shorter lengths of the same subject needed.
+            cache: Folder for compiled code.
 
         Raises:
             WontFitError: If it is predicted to need more memory than there is.
@@ -86,6 +108,8 @@ class Worker:
         from tippingpoint.models.build import build
 
         self._refuse_what_cannot_fit(workload, known)
+        if cache is not None:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         self.workload = workload
         _touch_libraries(workload.device, workload.dtype)
         self._before_model = self.device.used_bytes()
@@ -122,14 +146,33 @@ class Worker:
 
         To be asked once, before anything else has run: afterwards the allocator holds memory of its own.
         """
-        weights = self.device.used_bytes() - self._before_model
+        self.device.trim()
         self.device.reset_peak()
-        call = self.subject.call(self.workload)
-        for _ in range(2 if self.workload.phase == "training" else 1):
+        self._call = call = self.subject.call(self.workload)
+        weights, inputs, method = self.subject.weights_bytes, call.inputs_bytes, self.device.memory_method
+        first, _ = self.device.time_block(call, 1)
+        if self.workload.phase == "training":
             call()
         peak = self.device.peak_bytes() - self._before_model
-        self._call = call
-        return Memory(peak_bytes=peak, weights_bytes=weights, method=self.device.memory_method)
+        if self.workload.compiled:
+            # The compiler ran in the first call and left much behind; only a later call is the model's own.
+            self._compile_s = first
+            self.device.trim()
+            held = self.device.used_bytes()
+            self.device.reset_peak()
+            call()
+            above = self.device.peak_bytes() - held
+            peak = weights + inputs + call.gradients_bytes + call.optimizer_bytes + above
+            method += "; of a call after compiling, above what stays between calls"
+        return Memory(
+            peak_bytes=peak,
+            weights_bytes=weights,
+            inputs_bytes=inputs,
+            gradients_bytes=call.gradients_bytes,
+            optimizer_bytes=call.optimizer_bytes,
+            reserved_bytes=self.device.reserved_bytes(),
+            method=method,
+        )
 
     def inspect(self) -> Inspection:
         """Check the variant against its oracle, run one call, and say what really ran.
@@ -139,15 +182,23 @@ class Worker:
                 differs from its oracle's in this environment.
         """
         from tippingpoint.profiling.flops import count_flops
-        from tippingpoint.profiling.path import check_variants, describe_path, observe_attention
+        from tippingpoint.profiling.path import check_variants, describe_path, fused_kernels, observe_attention
 
         check_variants(self.workload)
-        call = self._call or self.subject.call(self.workload)
+        # Operators are counted one by one; compiled code would hide them.
+        compiled = self.workload.compiled
+        call = None if compiled else self._call
+        call = call or self.subject.call(self.workload.replace(compiled=False))
         with observe_attention() as functions:
             flops, operators = count_flops(call)
         flops = replace(flops, algorithmic=algorithmic_flops(self.workload, self.subject.config))
         attention = describe_path(self.workload, self.subject, functions, operators)
-        return Inspection(flops=flops, attention=attention, notes=self.subject.architecture.notes)
+        if compiled or self.workload.device != "cpu":
+            names = ", ".join(fused_kernels(self._call or call, self.device)) or "none for attention alone"
+            attention += f"; {'compiled, ' if compiled else ''}kernels: {names}"
+        return Inspection(
+            flops=flops, attention=attention, notes=self.subject.architecture.notes, compile_s=self._compile_s
+        )
 
     def set_batch_size(self, batch_size: int) -> None:
         """Make a batch of another size; the old one is let go first."""
@@ -160,6 +211,9 @@ class Worker:
         if self._call is None:
             self._call = self.subject.call(self.workload)
         record = warm_up(self.device, self._call)
+        # What lives now lives until the end; the collection before each block need not look at it again.
+        gc.collect()
+        gc.freeze()
         return record, calls_per_block(record.per_call_s[-1])
 
     def time_block(self, calls: int) -> tuple[float, float | None]:
@@ -174,6 +228,37 @@ class Worker:
     def available_bytes(self) -> int:
         """Return bytes that could still be taken on the device."""
         return self.device.available_bytes()
+
+    def device_uuid(self) -> str:
+        """Return the UUID by which the parent finds a GPU's sensors; empty for the CPU."""
+        return device_uuid(self.device.name)
+
+    def peaks(self, dtype: str) -> Peaks:
+        """Return how fast this machine can be, with the threads of this worker and in a dtype."""
+        return measure_peaks(self.device, self.environment.threads, dtype)
+
+    def energy_source(self) -> str:
+        """Return which counters of energy there are, or "none" and the reason."""
+        meter = open_meter(self.device.name)
+        return f"none: {meter}" if isinstance(meter, str) else meter.source
+
+    def measure_energy(self) -> Energy:
+        """Return the energy of a call; takes more than eleven seconds where there is a counter."""
+        assert self._call is not None, "warm up first"
+        return measure_energy(open_meter(self.device.name), self.device, self._call)
+
+
+def _pin(affinity: tuple[int, ...]) -> None:
+    """Stay on some cores; threads that are started later do so too."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise InputError(f"this system ({sys.platform}) cannot pin a process to cores; leave the affinity out")
+    allowed = os.sched_getaffinity(0)
+    if not allowed.issuperset(affinity):
+        raise InputError(
+            f"affinity names cores {', '.join(map(str, affinity))}, and this process may use "
+            f"{', '.join(map(str, sorted(allowed)))}"
+        )
+    os.sched_setaffinity(0, affinity)
 
 
 def _touch_libraries(device: str, dtype: str) -> None:
@@ -207,6 +292,8 @@ def classify(error: BaseException) -> Problem:
         return Problem("unsupported", str(error), trace)
     if isinstance(error, InputError):
         return Problem("input", str(error), trace)
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return Problem("unsupported", f"torch.compile cannot take it: {message}", trace)
     if isinstance(error, TippingPointError):
         return Problem("crashed", str(error), trace)
     return Problem("crashed", message, trace)
@@ -215,7 +302,7 @@ def classify(error: BaseException) -> Problem:
 def serve(connection: Connection) -> None:
     """Answer the parent until it hangs up.
 
-    The first message is (device name, threads) and is answered with the environment; each later one is
+    The first message is (device name, threads, affinity) and is answered with the environment; each later one is
     (method, arguments). Answers are (True, result) or (False, Problem).
     """
     worker: Worker | None = None

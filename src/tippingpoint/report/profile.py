@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +13,7 @@ from tippingpoint.report.tables import plain_table
 from tippingpoint.units import (
     format_bytes,
     format_count,
+    format_half_width,
     format_length,
     format_percent,
     format_rate,
@@ -30,7 +31,7 @@ def _blocks(measurement: Measurement) -> str:
 
 def _interval(measurement: Measurement) -> str:
     low, high = measurement.latency_interval_s
-    return f"+-{format_percent((high - low) / 2 / measurement.latency_s)}"
+    return format_half_width((high - low) / 2 / measurement.latency_s)
 
 
 def _share(share: float | None) -> str:
@@ -70,41 +71,62 @@ _COLUMNS: dict[str, tuple[tuple[str, _Cell], ...]] = {
 }
 
 
+# One table would be too wide for a terminal: what it takes, and what it does.
+_TABLES = (("latency", "throughput", "energy"), ("peak_memory", "flops"))
+
+
 def profile_tables(outcomes: Iterable[Outcome], metrics: Sequence[str]) -> list[Table]:
-    """Return a table for each phase, failures included.
+    """Return the tables of each phase, failures included.
 
     Args:
         outcomes: Of one `profile`.
         metrics: Which columns to show, out of `PROFILE_METRICS`.
     """
     outcomes = list(outcomes)
-    shown = [metric for metric in _COLUMNS if metric in metrics]
     at_best = {_key(outcome): outcome for outcome in outcomes if is_best_batch(outcome)}
-    tables = {}
+    asked = [outcome for outcome in outcomes if not is_best_batch(outcome)]
+    tables = []
+    for phase in dict.fromkeys(outcome.workload.phase for outcome in asked):
+        of_phase = [outcome for outcome in asked if outcome.workload.phase == phase]
+        for group in _TABLES:
+            shown = [metric for metric in group if metric in metrics]
+            if shown:
+                tables.append(_table(of_phase, at_best, shown))
+    return tables
+
+
+def _table(outcomes: Sequence[Outcome], at_best: Mapping[object, Outcome], metrics: Sequence[str]) -> Table:
+    first = outcomes[0].workload
+    compiled = ", compiled" if first.compiled else ""
+    table = plain_table(
+        f"{first.phase}, {first.device} {first.dtype}{compiled}",
+        "length",
+        "subject",
+        "positions",
+        "batch",
+        *(title for metric in metrics for title, _ in _COLUMNS[metric]),
+        left=2,
+    )
     for outcome in outcomes:
         workload = outcome.workload
-        if is_best_batch(outcome):
-            continue
-        if workload.phase not in tables:
-            titles = [title for metric in shown for title, _ in _COLUMNS[metric]]
-            title = f"{workload.phase}, {workload.device} {workload.dtype}{', compiled' if workload.compiled else ''}"
-            tables[workload.phase] = plain_table(title, "length", "subject", "positions", "batch", *titles, left=2)
-        padded = isinstance(outcome, Measurement) and outcome.executed_positions != outcome.positions
+        positions = f"{outcome.positions:,}"
+        if isinstance(outcome, Measurement) and outcome.executed_positions != outcome.positions:
+            positions += f" -> {outcome.executed_positions:,}"
         row: list[str | Text] = [
             format_length(workload.length, architecture_of(workload.subject).unit),
             str(workload.subject),
-            f"{outcome.positions:,}" + (f" -> {outcome.executed_positions:,}" if padded else ""),  # type: ignore[union-attr]
+            positions,
             str(workload.batch_size),
         ]
         if isinstance(outcome, Failure):
             row.append(Text(outcome.kind.replace("_", " "), "red"))
         else:
             best = at_best.get(_key(outcome), outcome)
-            for metric in shown:
+            for metric in metrics:
                 source = best if metric == "throughput" and isinstance(best, Measurement) else outcome
                 row += [cell(source) for _, cell in _COLUMNS[metric]]
-        tables[workload.phase].add_row(*row)
-    return list(tables.values())
+        table.add_row(*row)
+    return table
 
 
 def _key(outcome: Outcome) -> tuple[str, object]:
@@ -128,7 +150,7 @@ def remarks(outcomes: Iterable[Outcome]) -> list[str]:
         for note in outcome.notes:
             lines[f"{workload.subject}: {note}"] = None
         if outcome.energy and outcome.energy.joules_per_call is None:
-            lines[f"{workload.subject}: no energy: {outcome.energy.source}"] = None
+            lines[f"no energy: {outcome.energy.source}"] = None
         if outcome.compile_s:
             lines[f"{where}: compiling took {format_seconds(outcome.compile_s)}, first run included"] = None
         for warning in outcome.warnings:
