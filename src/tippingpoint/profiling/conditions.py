@@ -134,6 +134,9 @@ class _File:
             os.close(self._descriptor)
             self._descriptor = -1
 
+    def __del__(self) -> None:
+        self.close()
+
 
 class _Host:
     """The machine's own files."""

@@ -10,14 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from tippingpoint.measurement import Environment
+from tippingpoint.machine import Environment, Peaks
 from tippingpoint.profiling.device import available_memory, now, quiet
-from tippingpoint.profiling.environment import usable_cores
+from tippingpoint.profiling.hardware import physical_cores, usable_cores
 from tippingpoint.profiling.process import WorkerProcess
+from tippingpoint.profiling.sensors import open_gpu
 from tippingpoint.units import format_bytes, format_percent, format_seconds
 
 _BLOCKS = 60
 _BLOCK_S = 0.02
+_UNKNOWN = "the system does not say"
+# A dtype this many times slower than float32 is emulated and not meant to be used.
+_MUCH_SLOWER = 4
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
 
 
@@ -32,11 +36,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """Facts about machine and versions, and findings."""
+    """Facts about machine and versions, and findings; `peaks` by dtype."""
 
     facts: tuple[tuple[str, str], ...]
     findings: tuple[Finding, ...]
     environment: Environment
+    peaks: dict[str, Peaks]
 
 
 def examine(device: str = "cpu", threads: int | None = None) -> Examination:
@@ -52,27 +57,58 @@ def examine(device: str = "cpu", threads: int | None = None) -> Examination:
     begin = now()
     with WorkerProcess(device, threads or usable_cores()) as worker:
         environment = worker.environment
+        start_s = now() - begin
         memory_method, free = worker.ask("memory_facts")
-    start_s = now() - begin
+        energy = worker.ask("energy_source")
+        uuid = worker.ask("device_uuid")
+        peaks = _peaks(worker)
     facts = (
         ("CPU", f"{environment.cpu_model}, {environment.cores} usable cores, {environment.cpu_capability}"),
+        ("caches", environment.caches or _UNKNOWN),
+        ("governor", environment.governor or _UNKNOWN),
+        ("virtualization", environment.virtualization or "none that shows"),
         ("memory", f"{format_bytes(environment.memory_bytes)}, {format_bytes(available_memory())} free"),
         (
             "device",
             f"{environment.device_name} {environment.driver}".strip() + f", {format_bytes(free)} free",
         ),
         ("threads", str(environment.threads)),
+        *((f"best in {dtype}", f"{peak}") for dtype, peak in peaks.items()),
+        ("energy", energy),
         ("system", environment.platform),
         ("Python", environment.python),
         ("PyTorch", environment.torch),
+        ("built with", environment.build),
         ("Transformers", environment.transformers),
         ("tippingpoint", environment.tippingpoint),
         ("peak memory by", memory_method),
         ("measuring process", f"ready in {format_seconds(start_s)}"),
         ("fingerprint", environment.fingerprint),
     )
-    checks = (_load(), _noise(), _steal(), _governor(), _quota(), _variables(), _swap(), _disk(), _memory())
-    return Examination(facts, tuple(finding for finding in checks if finding), environment)
+    checks = (
+        _load(),
+        _noise(),
+        _steal(),
+        _governor(environment),
+        _quota(),
+        _threads(environment.threads, physical_cores()),
+        _affinity(environment),
+        _variables(),
+        _sensors(device, uuid),
+        _swap(),
+        _disk(),
+        _memory(),
+    )
+    return Examination(facts, tuple(finding for finding in checks if finding), environment, peaks)
+
+
+def _peaks(worker: WorkerProcess) -> dict[str, Peaks]:
+    """Return how fast the machine is; in bfloat16 too, unless it is so slow in it that nobody would choose it."""
+    peaks = {"float32": worker.ask("peaks", "float32")}
+    bfloat16 = worker.ask("peaks", "bfloat16")
+    if bfloat16.flops_per_s >= peaks["float32"].flops_per_s / _MUCH_SLOWER:
+        peaks["bfloat16"] = bfloat16
+    return peaks
 
 
 def _load() -> Finding:
@@ -130,18 +166,52 @@ def _steal() -> Finding | None:
     return Finding("ok", "no CPU time is taken by other virtual machines")
 
 
-def _governor() -> Finding | None:
-    path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    if not path.exists():
+def _governor(environment: Environment) -> Finding | None:
+    if not environment.governor:
         return None
-    governor = path.read_text().strip()
-    if governor != "performance":
+    text = f"the CPU frequency governor is '{environment.governor}'"
+    if environment.governor != "performance":
         return Finding(
             "warning",
-            f"the CPU frequency governor is '{governor}'",
+            text,
             "clocks change while measuring: `sudo cpupower frequency-set -g performance`",
         )
-    return Finding("ok", "the CPU frequency governor is 'performance'")
+    return Finding("ok", text)
+
+
+def _threads(threads: int, physical: int) -> Finding | None:
+    if threads <= physical:
+        return None
+    return Finding(
+        "warning",
+        f"{threads} threads are to compute on {physical} physical cores",
+        f"threads that share a core wait for each other: use --threads {physical}",
+    )
+
+
+def _affinity(environment: Environment) -> Finding | None:
+    if not environment.affinity:
+        return None
+    cores = ", ".join(map(str, environment.affinity))
+    return Finding(
+        "warning",
+        f"processes may run on some of the cores only: {cores}",
+        "results hold for these cores; measure both sides of a comparison on the same ones",
+    )
+
+
+def _sensors(device: str, uuid: str) -> Finding | None:
+    if device == "cpu":
+        return None
+    gpu = open_gpu(device, uuid)
+    if isinstance(gpu, str) or gpu.clock_hz() is None:
+        reason = gpu if isinstance(gpu, str) else "this GPU does not tell"
+        return Finding(
+            "warning",
+            f"the GPU's clock cannot be read: {reason}",
+            "a GPU that slows down will not be noticed: pip install 'tippingpoint[cuda]' (nvidia-ml-py)",
+        )
+    return Finding("ok", "the GPU's clock, temperature and slowdowns are recorded with every block")
 
 
 def _quota() -> Finding | None:

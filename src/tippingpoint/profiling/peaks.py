@@ -142,8 +142,9 @@ def _best(device: Device, call: Callable[[], None], seconds: float, budget_s: fl
         seconds: What one call took.
         budget_s: Seconds to spend; at least three blocks are run.
     """
-    calls = max(1, math.ceil(_BLOCK_S / max(seconds, 1e-6)))
-    blocks = max(_FEWEST_BLOCKS, round(budget_s / max(calls * seconds, 1e-6)))
+    seconds = max(seconds, 1e-6)
+    calls = math.ceil(_BLOCK_S / seconds)
+    blocks = max(_FEWEST_BLOCKS, round(budget_s / (calls * seconds)))
     return min(_seconds(device, call, calls) for _ in range(blocks)) / calls
 
 
