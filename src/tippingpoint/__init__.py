@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from tippingpoint.analysis.compare import Comparison, compare
     from tippingpoint.analysis.recommend import Constraint, Recommendation
     from tippingpoint.analysis.tipping_point import TippingPoint
     from tippingpoint.attention.local import local_attention
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from tippingpoint.workload import Study, Subject, Variant, Workload
 
 _HOMES = {
+    "analysis.compare": ("Comparison", "compare"),
     "analysis.recommend": ("Constraint", "Recommendation"),
     "analysis.tipping_point": ("TippingPoint",),
     "attention.local": ("local_attention",),
@@ -57,6 +59,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AnswerError",
+    "Comparison",
     "Constraint",
     "DataError",
     "Environment",
@@ -76,6 +79,7 @@ __all__ = [
     "Variant",
     "Workload",
     "__version__",
+    "compare",
     "find_tipping_point",
     "local_attention",
     "profile",

@@ -73,6 +73,10 @@ class StoredSession:
     seconds: float
     outcomes: tuple[Outcome, ...]
 
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one flat row for each outcome; see `Store.measurements`."""
+        return [_row(self, outcome) for outcome in self.outcomes]
+
 
 class Store:
     """Results in one SQLite file. Use as a context manager, or call `close`.
@@ -234,7 +238,7 @@ class Store:
 
         Every row has the same keys; what a failure does not have is None. Times are in seconds, sizes in bytes.
         """
-        return [_row(session, outcome) for session in self.sessions() for outcome in session.outcomes]
+        return [row for session in self.sessions() for row in session.rows()]
 
     def close(self) -> None:
         """Close the file."""

@@ -111,6 +111,11 @@ def format_count(count: float) -> str:
     return _scaled(count, [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")]).replace(" ", "")
 
 
+def format_items(count: int, noun: str) -> str:
+    """Return "1 failure", "2 failures"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def format_rate(rate: float) -> str:
     """Return a rate to three significant digits: "0.836", "12.3", "4,560"."""
     if rate == 0:

@@ -56,12 +56,22 @@ def run(capsys: pytest.CaptureFixture[str]):
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder such as the examples speak of: README.md, docs, and a store once something was measured."""
+    """A folder such as the examples speak of: README.md, docs, results of two runs, and those of what is measured."""
     folder = tmp_path_factory.mktemp("documents")
     (folder / "docs").mkdir()
     (folder / "README.md").write_text("one two three four " * 40)
     for number in range(5):
         (folder / "docs" / f"{number}.md").write_text("five six seven " * (20 + 30 * number))
+    for name, seconds in (("before", 0.010), ("after", 0.012)):
+        with Store(folder / f"{name}.sqlite") as store:
+            for length in (128, 512):
+                session = f"{name}-{length}"
+                store.add(
+                    [
+                        measurement("bert", length, seconds * length, session=session),
+                        measurement("longformer", length, 0.02 * length, session=session),
+                    ]
+                )
     return folder
 
 

@@ -184,7 +184,7 @@ class ZeusMonitor:
         self.cpus = sys.modules["zeus.device"].get_cpus() if cpu_indices else None
         self.log: list[str] = []
 
-    def begin_window(self, key: str, sync_execution: bool, restart: bool) -> None:
+    def begin_window(self, key: str, sync_execution: bool) -> None:
         assert not sync_execution
         self.log.append("begin")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tippingpoint import __version__
-from tippingpoint.cli import catalog, doctor, find, lengths, profile, recommend, study
+from tippingpoint.cli import catalog, compare, doctor, find, lengths, profile, recommend, show, study
 
 app = typer.Typer(
     name="tippingpoint",
@@ -45,5 +45,7 @@ for _module, _name in (
     (find, "find"),
     (study, "study"),
     (recommend, "recommend"),
+    (show, "show"),
+    (compare, "compare"),
 ):
     app.command(_name)(_module.command)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tippingpoint.cli.options import Budget, Device, Dtype, Json, Size, Threads, length_range, names
+from tippingpoint.cli.options import Budget, Device, Dtype, Json, Label, Size, Threads, length_range, names
 
 
 def command(
@@ -24,6 +24,7 @@ def command(
     threads: Threads = None,
     size: Size = "base",
     store: Annotated[Path | None, typer.Option(help="Keep the results in this file and use what is in it.")] = None,
+    label: Label = "",
     json: Json = False,
 ) -> None:
     """Find the length from which a variant stays better than a baseline.
@@ -51,7 +52,7 @@ def command(
         precision=parse_fraction(precision),
     )
     with Store(store or ":memory:") as opened:
-        result = run_study(study, opened, progress=progress)
+        result = run_study(study, opened, label=label, progress=progress)
     if json:
         show_json(result.tipping_points)
         return

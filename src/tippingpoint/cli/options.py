@@ -27,6 +27,13 @@ Target = Annotated[
 ]
 Phase = Annotated[str, typer.Option(help="inference or training.")]
 Label = Annotated[str, typer.Option(help="What to call this run, such as before; see compare.")]
+Subjects = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SUBJECT",
+        help="Only this subject, all of this architecture, or a quoted pattern such as 'bert@*'; may be repeated.",
+    ),
+]
 Budget = Annotated[str, typer.Option(help="Time to spend on measuring, such as 90s or 5m.")]
 StorePath = Annotated[
     Path, typer.Option("--store", help="File that keeps every result; the same command goes on where it was.")

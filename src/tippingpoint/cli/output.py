@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -29,6 +31,13 @@ def show_json(record: Any) -> None:
     from tippingpoint.report.records import plain
 
     sys.stdout.write(json.dumps(plain(record), indent=2, allow_nan=False) + "\n")
+
+
+def show_csv(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows that have the same keys to stdout as CSV; what is not there is empty."""
+    writer = csv.DictWriter(sys.stdout, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
 
 
 def progress(line: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tippingpoint.cli.options import Json, StorePath, names
+from tippingpoint.cli.options import Json, Label, StorePath, names
 
 
 def command(
@@ -21,6 +21,7 @@ def command(
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     precision: Annotated[str | None, typer.Option(help="How narrow a tipping point's bracket should become.")] = None,
     store: StorePath = Path("tippingpoint.sqlite"),
+    label: Label = "",
     json: Json = False,
 ) -> None:
     """Compare baselines with efficient variants and find where each tips.
@@ -52,7 +53,7 @@ def command(
     chosen = PRESETS[study] if study in PRESETS else load_study(study)
     chosen = resolve_study(chosen.replace(**{key: value for key, value in changes.items() if value is not None}))
     with Store(store) as opened:
-        result = run_study(chosen, opened, progress=progress)
+        result = run_study(chosen, opened, label=label, progress=progress)
     if json:
         show_json(result)
         return

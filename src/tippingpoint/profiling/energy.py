@@ -88,10 +88,10 @@ class ZeusMeter:
         self.source = f"zeus: counters of {', '.join(parts)}"
 
     def begin(self) -> None:
-        """Read the counters; a window that was left open is dropped."""
+        """Read the counters."""
         with _reasons():
             # Whoever measures synchronises, so that there is one place that does.
-            self._monitor.begin_window(_WINDOW, sync_execution=False, restart=True)
+            self._monitor.begin_window(_WINDOW, sync_execution=False)
 
     def end(self) -> float:
         """Return joules since `begin`, of all counters together."""

@@ -33,7 +33,9 @@ def plain_table(title: str, *columns: str, left: int = 1) -> Table:
         title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
     )
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number < left else "right", no_wrap=number >= left)
+        # What is too wide goes on in the next line; a name that was cut would be none.
+        text = number < left
+        table.add_column(column, justify="left" if text else "right", no_wrap=not text, overflow="fold")
     return table
 
 
@@ -137,23 +139,27 @@ def tipping_points_table(points: Iterable[TippingPoint]) -> Table:
             start = format_length(point.length, point.unit)
             interval = " to ".join(format_length(end, point.unit).split(" ")[0] for end in point.interval)
             positions = f"{point.positions:,}"
-        verdict = point.verdict
-        if verdict in ("never", "undecided") and point.points:
-            verdict += f" (up to {format_length(point.measured_range[1], point.unit)})"
-        elif verdict == "always" and point.points:
-            verdict += f" (from {format_length(point.measured_range[0], point.unit)})"
         style = {"crosses": "green", "always": "green", "undecided": "yellow"}.get(point.verdict, "")
         table.add_row(
             point.phase,
             point.metric.replace("_", " "),
             str(point.variant),
             str(point.baseline),
-            Text(verdict, style=style),
+            Text(verdict_with_reach(point), style=style),
             start,
             interval,
             positions,
         )
     return table
+
+
+def verdict_with_reach(point: TippingPoint) -> str:
+    """Return the verdict of a tipping point, and how far it reaches where no crossing says so."""
+    if point.verdict in ("never", "undecided") and point.points:
+        return f"{point.verdict} (up to {format_length(point.measured_range[1], point.unit)})"
+    if point.verdict == "always" and point.points:
+        return f"always (from {format_length(point.measured_range[0], point.unit)})"
+    return point.verdict
 
 
 def notes(points: Sequence[TippingPoint]) -> list[str]:

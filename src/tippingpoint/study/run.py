@@ -107,12 +107,16 @@ def study_key(study: Study) -> str:
     return f"{study.name} {digest}"
 
 
-def run_study(study: Study, store: Store, *, progress: Callable[[str], None] | None = None) -> StudyResult:
+def run_study(
+    study: Study, store: Store, *, label: str = "", progress: Callable[[str], None] | None = None
+) -> StudyResult:
     """Measure a study within its budget, or go on with one that was interrupted.
 
     Args:
         study: What to compare.
         store: Where outcomes go as they are made, and where earlier ones are found.
+        label: What to call this run, such as "before". Only outcomes and time of runs with the same label count
+            then, so that a study can be measured again in one store.
         progress: Called with one line at a time.
 
     Returns:
@@ -131,8 +135,8 @@ def run_study(study: Study, store: Store, *, progress: Callable[[str], None] | N
     with WorkerProcess(study.device, study.threads, timeout_s=_TIMEOUT_BOUNDS_S[0]) as worker:
         environment = worker.environment
     while True:
-        known = read_known(study, store, environment)
-        spent = _seconds_spent(store, key)
+        known = read_known(study, store, environment, label)
+        spent = _seconds_spent(store, key, label)
         remaining = study.budget_s - spent
         step = next_step(study, known, remaining)
         if step is None:
@@ -151,23 +155,24 @@ def run_study(study: Study, store: Store, *, progress: Callable[[str], None] | N
             known=[_memory_points(study, subject, step.phase, known) for subject in step.subjects],
             progress=lambda line: say(f"    {line}"),
         )
-        store.add(outcomes, study=key, seconds=now() - begin)
-    result = collect(study, store, environment)
+        store.add(outcomes, study=key, seconds=now() - begin, label=label)
+    result = collect(study, store, environment, label)
     if not any(isinstance(outcome, Measurement) for outcome in result.outcomes):
         reasons = "; ".join(sorted({str(outcome).replace("\n ", ":") for outcome in result.outcomes}))
         raise AnswerError(f"nothing could be measured: {reasons or 'no length was legal'}")
     return result
 
 
-def collect(study: Study, store: Store, environment: Environment) -> StudyResult:
+def collect(study: Study, store: Store, environment: Environment, label: str = "") -> StudyResult:
     """Return what a store knows of a study, without measuring anything.
 
     Args:
         study: With subjects resolved.
         store: Where its outcomes are.
         environment: Only outcomes from there count.
+        label: Only outcomes of runs with it count, if it is not empty.
     """
-    known = read_known(study, store, environment)
+    known = read_known(study, store, environment, label)
     points = tuple(
         tipping_point(
             known.outcomes,
@@ -187,7 +192,7 @@ def collect(study: Study, store: Store, environment: Environment) -> StudyResult
         environment=environment,
         outcomes=known.outcomes,
         tipping_points=points,
-        seconds=_seconds_spent(store, study_key(study)),
+        seconds=_seconds_spent(store, study_key(study), label),
         complete=next_step(study, known, math.inf) is None,
     )
 
@@ -276,9 +281,17 @@ def pair_study(
     )
 
 
-def read_known(study: Study, store: Store, environment: Environment) -> Known:
-    """Return what a store knows that bears on a study: the same subjects under the same conditions."""
-    found = store.outcomes(environment=environment.fingerprint)
+def read_known(study: Study, store: Store, environment: Environment, label: str = "") -> Known:
+    """Return what a store knows that bears on a study: the same subjects under the same conditions.
+
+    With a label, only runs that are called so count.
+    """
+    found = [
+        outcome
+        for session in store.sessions(environment=environment.fingerprint)
+        if label in ("", session.label)
+        for outcome in session.outcomes
+    ]
     return Known(tuple(outcome for outcome in found if _belongs(study, outcome)))
 
 
@@ -299,8 +312,8 @@ def _memory_points(study: Study, subject: Subject, phase: str, known: Known) -> 
     ]
 
 
-def _seconds_spent(store: Store, key: str) -> float:
-    return sum(session.seconds for session in store.sessions() if session.study == key)
+def _seconds_spent(store: Store, key: str, label: str) -> float:
+    return sum(s.seconds for s in store.sessions() if s.study == key and label in ("", s.label))
 
 
 def _announce(study: Study, step: Step, spent_s: float) -> str:

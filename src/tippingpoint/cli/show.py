@@ -1,0 +1,76 @@
+"""`tippingpoint show`: what a store holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tippingpoint.cli.options import Json, Subjects, length_range, names
+
+
+def command(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="File of results.")],
+    subject: Subjects = None,
+    phase: Annotated[str | None, typer.Option(help="Comma-separated: inference, training.")] = None,
+    lengths: Annotated[str | None, typer.Option(help="SHORTEST:LONGEST length, in the native unit.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences per call.")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="ok, failed, or a kind: out_of_memory, timeout, crashed, unsupported.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="What the run was called.")] = None,
+    study: Annotated[str | None, typer.Option(help="Name of the study that asked, or profile.")] = None,
+    environment: Annotated[str | None, typer.Option(help="First digits of a fingerprint.")] = None,
+    warnings: Annotated[bool, typer.Option("--warnings", help="Only what has warnings, and the warnings.")] = False,
+    details: Annotated[bool, typer.Option("--details", help="Also everything known of each measurement.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print one flat row for each outcome, in SI units.")] = False,
+    json: Json = False,
+) -> None:
+    """List what a store holds: every measurement and failure, by environment.
+
+    Filters may be combined; where nothing matches, what there is instead is named. In the table, 95 % is the
+    half-width of the latency's interval, spread the interquartile range over the median, blocks how many were
+    timed x in how many processes, cold the very first call, peak the peak memory.
+
+    Example: tippingpoint show before.sqlite --subject bert --phase inference
+    """
+    from tippingpoint.analysis.selection import STATUSES, Selection
+    from tippingpoint.cli.output import show, show_csv, show_json
+    from tippingpoint.errors import InputError
+    from tippingpoint.report.stored import detail_blocks, header_lines, outcome_tables, stored_record, warning_lines
+    from tippingpoint.store import Store
+    from tippingpoint.workload import DTYPES, PHASES, check_choice
+
+    if csv and json:
+        raise InputError("--csv and --json exclude each other")
+    selection = Selection(
+        subjects=tuple(subject or ()),
+        phases=names(phase, "phase", PHASES) if phase else (),
+        lengths=length_range(lengths) if lengths else None,
+        device=device,
+        dtype=dtype and check_choice("dtype", dtype, DTYPES),
+        batch_size=batch_size,
+        status=status and check_choice("status", status, STATUSES),
+        label=label,
+        study=study,
+        environment=environment,
+        doubtful=warnings,
+    )
+    with Store(store, create=False) as opened:
+        held = opened.sessions()
+    chosen = selection.of(held, str(store))
+    if json:
+        show_json(stored_record(str(store), chosen))
+        return
+    if csv:
+        show_csv([row for session in chosen for row in session.rows()])
+        return
+    show(*header_lines(str(store), held, chosen), *outcome_tables(chosen))
+    if warnings:
+        show("", *(f"warning: {line}" for line in warning_lines(chosen)))
+    if details:
+        for block in detail_blocks(chosen):
+            show("", block)
