@@ -68,11 +68,11 @@ def center_replicates(
     return max(within, between, key=_spread)
 
 
-def half_width(values: Values, processes: Sequence[int] = ()) -> float:
+def half_width(values: Values, processes: Sequence[int] = (), *, count: int = REPLICATES) -> float:
     """Return the half-width of the 95 % interval of the centre of `values`; infinite below two values."""
     if len(values) < 2:
         return float("inf")
-    return _spread(center_replicates(values, processes)) / 2
+    return _spread(center_replicates(values, processes, count=count)) / 2
 
 
 def interval(replicates: np.ndarray) -> tuple[float, float]:

@@ -1,3 +1,4 @@
+import itertools
 import math
 import os
 import resource
@@ -407,3 +408,131 @@ def test_a_subject_is_measured_on_a_gpu():
     assert eager.memory is not None
     assert eager.memory.peak_bytes > fused.memory.peak_bytes + 8 * 1024 * 1024 * 2
     assert "attention" in fused.attention
+
+
+def test_repeats_are_fresh_processes_whose_rounds_pair_within_themselves():
+    pids: list[list[int]] = []
+    effort = Effort(target=0.5, budget_s=0.2, repeats=3)
+    found = measure_together(
+        [tiny("bert"), tiny("bert@eager")],
+        effort=effort,
+        progress=during("latency of", lambda workers: pids.append(workers)),
+    )
+    first, second = map(measured, found)
+    assert len({pid for alive in pids for pid in alive}) == 6
+    assert set(first.processes) == set(second.processes) == {0, 1, 2}
+    assert len(first.warm_ups_s) == 3
+    ratios, processes = paired_log_ratios(first, second)
+    assert len(ratios) == len(first.counted)
+    assert processes == first.processes
+    # No two processes share a round, and time runs on from one to the next.
+    assert len({sample.round for sample in first.samples}) == len(first.samples)
+    assert [sample.started_s for sample in first.samples] == sorted(sample.started_s for sample in first.samples)
+
+
+def test_the_best_batch_is_timed_in_as_many_processes():
+    effort = Effort(target=0.5, budget_s=0.2, repeats=2)
+    found = measure_together([tiny("bert", 32)], effort=effort, largest_batches=[4])
+    late = [measured(outcome) for outcome in found if outcome.session.endswith(BEST_BATCH)]
+    assert [set(one.processes) for one in late] == [{0, 1}]
+
+
+@needs_proc
+def test_a_subject_that_dies_in_its_second_process_is_a_row_and_the_other_one_goes_on():
+    killed: list[str] = []
+
+    def listen(line: str) -> None:
+        if line.startswith("latency of") and "process 2" in line:
+            killed.append(line)
+            os.kill(workers()[0], signal.SIGKILL)
+
+    effort = Effort(target=0.5, budget_s=0.2, repeats=3)
+    found = measure_together([tiny("bert"), tiny("bert@eager")], effort=effort, progress=listen)
+    assert len(killed) == 1
+    assert failed(found[0]).kind == "crashed"
+    assert set(measured(found[1]).processes) == {0, 1, 2}
+
+
+def test_a_worker_stays_on_its_cores():
+    core = min(os.sched_getaffinity(0))
+    found = measured(quickly(tiny("bert", affinity=[core], threads=None)))
+    assert found.workload.threads == found.environment.threads == found.environment.cores == 1
+    free = measured(quickly(tiny("bert")))
+    if len(os.sched_getaffinity(0)) > 1:
+        assert found.environment.affinity == (core,)
+        assert found.environment.fingerprint != free.environment.fingerprint
+
+
+def test_a_core_that_is_not_there_is_one_clear_error():
+    with pytest.raises(InputError, match=r"affinity names cores 4095, and this process may use"):
+        profile(tiny("bert", affinity=[4095]))
+
+
+def test_what_the_machine_did_is_noted_for_every_block():
+    found = measured(quickly(tiny("bert")))
+    for sample in found.samples:
+        assert sample.conditions is not None
+        assert sample.conditions.load is None or sample.conditions.load >= 0
+    assert found.peaks is not None
+    assert found.peaks.flops_per_s > 1e8
+    assert found.peaks.bytes_per_s > 1e8
+    assert found.share_of_peak is not None
+    assert found.share_of_bandwidth is not None
+
+
+def test_the_parts_of_memory_are_named():
+    inference, training = (measured(quickly(tiny("bert", 128, phase=phase))) for phase in ("inference", "training"))
+    for one in (inference, training):
+        assert one.memory is not None
+        assert one.memory.weights_bytes >= 4 * one.parameters
+        assert one.memory.inputs_bytes == 128 * 8
+        assert one.memory.activations_bytes > 0
+
+
+def test_memory_of_neighbouring_lengths_grows_evenly():
+    """glibc would keep some freed blocks of these sizes and give others back."""
+    sizes = []
+    for length in (600, 640, 680, 720, 760, 800):
+        with process.WorkerProcess("cpu", 1) as worker:
+            worker.ask("build", Workload("bert@eager", length, threads=1, size="small"))
+            sizes.append(worker.ask("measure_memory").activations_bytes)
+    steps = [later / earlier for earlier, later in itertools.pairwise(sizes)]
+    # Between proportional to the length and to its square.
+    assert all(1.03 < step < 1.15 for step in steps), sizes
+
+
+def test_without_a_counter_there_is_no_energy_and_a_reason(monkeypatch):
+    found = measured(profile(tiny("bert"), target=0.5, budget_s=0.1, energy=True))
+    assert found.energy is not None
+    if found.energy.joules_per_call is None:
+        assert found.energy.source.startswith("no counter: ")
+    else:
+        assert found.energy.joules_per_call > 0
+    assert measured(quickly(tiny("bert"))).energy is None
+
+
+def test_a_compiled_subject_is_compiled_once_and_its_time_kept_apart():
+    pytest.importorskip("torch._inductor")
+    found = profile(tiny("bert", 48, compiled=True), target=0.5, budget_s=0.1)
+    if isinstance(found, Failure):
+        assert found.kind == "unsupported"
+        assert found.message.startswith("torch.compile cannot take it")
+        pytest.skip("no compiler here")
+    assert found.compile_s is not None
+    assert found.compile_s > 100 * found.latency_s
+    assert "; compiled, kernels: " in found.attention
+    eager = measured(quickly(tiny("bert", 48)))
+    assert eager.compile_s is None
+    assert found.flops == eager.flops
+    assert found.parameters == eager.parameters
+    assert found.memory is not None
+    assert found.memory.peak_bytes < 4 * measured(eager).memory.peak_bytes  # type: ignore[union-attr]
+
+
+def test_what_the_compiler_refuses_is_unsupported_and_says_so(monkeypatch):
+    from tippingpoint.profiling.worker import classify
+
+    dynamo = pytest.importorskip("torch._dynamo.exc")
+    problem = classify(dynamo.Unsupported("graph break"))
+    assert (problem.kind, problem.refused) == ("unsupported", None)
+    assert "torch.compile cannot take it" in problem.message

@@ -34,10 +34,13 @@ device: cuda:1
 dtype: bfloat16
 threads: 3
 size: small
+compile: true
+affinity: [2, 0, 1]
 batch_size: 4
 budget: 10m
 precision: 5%
 target: 1%
+repeats: 3
 """
 
 
@@ -93,15 +96,19 @@ def test_every_field_of_a_study_can_be_said(path):
         dtype="bfloat16",
         threads=3,
         size="small",
+        compiled=True,
+        affinity=(0, 1, 2),
         batch_size=4,
         budget_s=600.0,
         precision=0.05,
         target=0.01,
+        repeats=3,
     )
 
 
 def test_the_file_has_a_key_for_every_field_of_a_study():
-    keys = {"budget_s" if key == "budget" else key for key in StudyFile.model_fields}
+    renamed = {"budget": "budget_s", "compile": "compiled"}
+    keys = {renamed.get(key, key) for key in StudyFile.model_fields}
     assert keys == set(Study.__dataclass_fields__)
     assert set(yaml.safe_load(EVERYTHING)) == set(StudyFile.model_fields)
 

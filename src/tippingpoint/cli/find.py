@@ -7,7 +7,22 @@ from typing import Annotated
 
 import typer
 
-from tippingpoint.cli.options import Budget, Device, Dtype, Json, Label, Size, Threads, length_range, names
+from tippingpoint.cli.options import (
+    Affinity,
+    Budget,
+    Compile,
+    Device,
+    Dtype,
+    Json,
+    Label,
+    Repeats,
+    Size,
+    Target,
+    Threads,
+    cores,
+    length_range,
+    names,
+)
 
 
 def command(
@@ -22,7 +37,11 @@ def command(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     threads: Threads = None,
+    affinity: Affinity = None,
+    compile_: Compile = False,
     size: Size = "base",
+    target: Target = "2%",
+    repeats: Repeats = 1,
     store: Annotated[Path | None, typer.Option(help="Keep the results in this file and use what is in it.")] = None,
     label: Label = "",
     json: Json = False,
@@ -48,8 +67,12 @@ def command(
         dtype=dtype,
         threads=threads,
         size=size,
+        compiled=compile_,
+        affinity=cores(affinity),
         budget_s=parse_duration(budget),
         precision=parse_fraction(precision),
+        target=parse_fraction(target),
+        repeats=repeats,
     )
     with Store(store or ":memory:") as opened:
         result = run_study(study, opened, label=label, progress=progress)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tippingpoint.cli.options import Json, Label, StorePath, names
+from tippingpoint.cli.options import Affinity, Json, Label, StorePath, cores, names
 
 
 def command(
@@ -19,6 +19,16 @@ def command(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (CUDA).")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    affinity: Affinity = None,
+    compile_: Annotated[
+        bool | None, typer.Option("--compile", help="Run models through torch.compile first.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Stop timing when the 95 % interval is within this share.")
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(help="Fresh processes of each subject to time at each length.")
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="How narrow a tipping point's bracket should become.")] = None,
     store: StorePath = Path("tippingpoint.sqlite"),
     label: Label = "",
@@ -49,6 +59,10 @@ def command(
         "device": device,
         "dtype": dtype,
         "threads": threads,
+        "affinity": cores(affinity),
+        "compiled": compile_,
+        "target": target and parse_fraction(target),
+        "repeats": repeats,
     }
     chosen = PRESETS[study] if study in PRESETS else load_study(study)
     chosen = resolve_study(chosen.replace(**{key: value for key, value in changes.items() if value is not None}))

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from tippingpoint.errors import InputError, TippingPointError
 from tippingpoint.study.presets import PRESETS
 from tippingpoint.units import parse_duration, parse_fraction
-from tippingpoint.workload import METRICS, PHASES, Study, Subject
+from tippingpoint.workload import METRICS, PHASES, Study, Subject, check_affinity
 
 _Subject = Annotated[Subject, BeforeValidator(Subject.parse)]
 _Duration = Annotated[float, BeforeValidator(parse_duration)]
@@ -35,15 +35,20 @@ class StudyFile(BaseModel):
     dtype: str = "float32"
     threads: int | None = None
     size: str = "base"
+    compile: bool = False
+    affinity: list[int] | None = None
     batch_size: int = 1
     budget: _Duration = 300.0
     precision: _Fraction = 0.1
     target: _Fraction = 0.02
+    repeats: int = 1
 
     def study(self) -> Study:
         """Return the study as a frozen specification."""
         fields = self.model_dump()
         fields["budget_s"] = fields.pop("budget")
+        fields["compiled"] = fields.pop("compile")
+        fields["affinity"] = None if self.affinity is None else check_affinity(self.affinity)
         for name in ("baselines", "variants", "metrics", "phases"):
             fields[name] = tuple(getattr(self, name))
         return Study(**fields)

@@ -94,7 +94,7 @@ def recommend(
         if not environments:
             raise AnswerError(f"the store {store.path} is empty, and measuring was not allowed")
         environment = list(environments.values())[-1]
-        study = resolve_study(study.replace(threads=environment.threads))
+        study = resolve_study(study.replace(threads=environment.threads, affinity=environment.affinity or None))
         result = collect(study, store, environment)
     return recommend_from(
         data,

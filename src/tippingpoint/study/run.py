@@ -18,10 +18,9 @@ from tippingpoint.errors import AnswerError, InputError
 from tippingpoint.measurement import Environment, Measurement, Outcome
 from tippingpoint.models.catalog import architecture_of, check_subject, modality_of
 from tippingpoint.profiling.device import now
-from tippingpoint.profiling.environment import usable_cores
 from tippingpoint.profiling.memory import activation_bytes
 from tippingpoint.profiling.process import WorkerProcess
-from tippingpoint.profiling.session import Effort, measure_together
+from tippingpoint.profiling.session import Effort, default_threads, measure_together
 from tippingpoint.store import Store
 from tippingpoint.study.search import Known, Step, next_step, pairs, rounds_budget_s
 from tippingpoint.units import format_length, format_seconds
@@ -83,7 +82,7 @@ def resolve_study(study: Study) -> Study:
     return study.replace(
         baselines=tuple(subjects[subject] for subject in study.baselines),
         variants=tuple(subjects[subject] for subject in study.variants),
-        threads=study.threads or usable_cores(),
+        threads=study.threads or default_threads(study.affinity),
     )
 
 
@@ -132,7 +131,9 @@ def run_study(
     key = study_key(study)
     assert study.threads is not None
     say("starting the measuring process")
-    with WorkerProcess(study.device, study.threads, timeout_s=_TIMEOUT_BOUNDS_S[0]) as worker:
+    with WorkerProcess(
+        study.device, study.threads, affinity=study.affinity, timeout_s=_TIMEOUT_BOUNDS_S[0]
+    ) as worker:
         environment = worker.environment
     while True:
         known = read_known(study, store, environment, label)
@@ -149,6 +150,7 @@ def run_study(
             effort=Effort(
                 target=study.target,
                 budget_s=rounds_budget_s(study),
+                repeats=study.repeats,
                 timeout_s=min(_TIMEOUT_BOUNDS_S[1], max(_TIMEOUT_BOUNDS_S[0], 2 * remaining)),
             ),
             largest_batches=step.largest_batches if "throughput" in study.metrics else None,
@@ -209,8 +211,12 @@ def find_tipping_point(
     dtype: str = "float32",
     threads: int | None = None,
     size: str = "base",
+    compiled: bool = False,
+    affinity: tuple[int, ...] | None = None,
     budget_s: float = 300.0,
     precision: float = 0.1,
+    target: float = 0.02,
+    repeats: int = 1,
     store: Store | str | PathLike[str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> TippingPoint:
@@ -227,8 +233,12 @@ def find_tipping_point(
         dtype: "float32", "bfloat16" or "float16".
         threads: CPU threads; all usable cores by default.
         size: "base", "small" or "tiny".
+        compiled: Whether models go through `torch.compile` first.
+        affinity: Cores to pin measuring processes to.
         budget_s: Seconds of measuring.
         precision: Width of the bracket to refine to, as a share of the length.
+        target: Timing at a length ends when the 95 % interval's half-width is below this share.
+        repeats: Fresh processes of each subject to time at each length.
         store: Where results are kept and found again; None keeps nothing.
         progress: Called with one line at a time.
 
@@ -247,8 +257,12 @@ def find_tipping_point(
         dtype=dtype,
         threads=threads,
         size=size,
+        compiled=compiled,
+        affinity=affinity,
         budget_s=budget_s,
         precision=precision,
+        target=target,
+        repeats=repeats,
     )
     if isinstance(store, Store):
         return run_study(study, store, progress=progress).tipping_points[0]
