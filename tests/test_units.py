@@ -6,6 +6,7 @@ from tippingpoint.errors import InputError
 from tippingpoint.units import (
     format_bytes,
     format_count,
+    format_items,
     format_length,
     format_percent,
     format_rate,
@@ -109,3 +110,12 @@ def test_a_printed_duration_reads_back_to_three_digits(seconds):
 )
 def test_numbers_are_printed_to_three_digits_in_their_own_unit(shown, text):
     assert shown == text
+
+
+def test_items_are_counted_in_words():
+    assert [format_items(count, "failure") for count in (0, 1, 2, 1200)] == [
+        "0 failures",
+        "1 failure",
+        "2 failures",
+        "1,200 failures",
+    ]

@@ -243,3 +243,5 @@ def test_environments_are_told_apart_setting_by_setting():
     lines = differences_lines({"x": OLDER, "y": NEWER, "z": NEWER})
     assert lines[0].split() == ["torch", "2.13.0", "in", "x;", "2.14.0", "in", "y,", "z"]
     assert differences_lines({"x": OLDER, "y": OLDER}) == []
+    # An earlier version did not record it.
+    assert ("libraries mkl", ("(not told)", "2024")) in unlike_fields([ENVIRONMENT, OLDER])

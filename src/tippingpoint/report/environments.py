@@ -19,7 +19,8 @@ def unlike_fields(environments: Sequence[Environment]) -> list[tuple[str, tuple[
     told = [_settings(environment) for environment in environments]
     names = dict.fromkeys(name for settings in told for name in settings)
     rows = [(name, tuple(settings.get(name, "") for settings in told)) for name in names]
-    return [(name, _short(values)) for name, values in rows if len(set(values)) > 1]
+    rows = [(name, _short(values)) for name, values in rows if len(set(values)) > 1]
+    return [(name, tuple(value or "(not told)" for value in values)) for name, values in rows]
 
 
 def differences_lines(environments: Mapping[str, Environment]) -> list[str]:
@@ -34,7 +35,7 @@ def differences_lines(environments: Mapping[str, Environment]) -> list[str]:
     for name, values in rows:
         who: dict[str, list[str]] = {}
         for called, value in zip(environments, values, strict=True):
-            who.setdefault(value or "(not told)", []).append(called)
+            who.setdefault(value, []).append(called)
         lines.append(
             f"{name:<{width}}  " + "; ".join(f"{value} in {', '.join(called)}" for value, called in who.items())
         )
