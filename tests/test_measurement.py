@@ -326,8 +326,8 @@ def with_conditions(**fields: object) -> Measurement:
     ("measurement", "warning"),
     [
         (with_conditions(throttled=True), "8 of 8 blocks ran while the device was throttled"),
-        (with_conditions(others_s=1.6), "other processes took 20 % of the cores' time"),
-        (with_conditions(steal_s=0.8), "other virtual machines took 10 % of the cores' time"),
+        (with_conditions(others_s=0.2, cores_s=1.0), "other processes took 20 % of the cores' time"),
+        (with_conditions(steal_s=0.1, cores_s=1.0), "other virtual machines took 10 % of the cores' time"),
         (measured([1.0, 1.001] * 20 + [1.5] * 6), "6 of 46 blocks lie far beyond Tukey's fences (they count)"),
     ],
 )
@@ -337,7 +337,7 @@ def test_what_the_machine_did_meanwhile_is_a_warning(measurement, warning):
 
 
 def test_a_quiet_machine_and_one_that_tells_nothing_are_no_warning():
-    assert with_conditions(load=0.1, others_s=0.01, steal_s=0.0, throttled=False).warnings == ()
+    assert with_conditions(load=0.1, others_s=0.01, steal_s=0.0, cores_s=8.0, throttled=False).warnings == ()
     assert with_conditions().warnings == ()
 
 

@@ -99,6 +99,7 @@ class Conditions:
         load: One-minute load average when the block began.
         others_s: CPU seconds that other processes took meanwhile, in steps of the kernel's tick (mostly 10 ms).
         steal_s: CPU seconds that other virtual machines took meanwhile, in the same steps.
+        cores_s: CPU seconds that all cores of the machine had meanwhile, idle ones included, in the same steps.
         clock_hz: Clock of the GPU's multiprocessors, or the mean over the CPU's cores, when the block ended.
         temperature_c: Of the GPU or the CPU's package when the block ended, in degrees Celsius.
         throttled: Whether heat, power or a container's quota slowed the device during the block.
@@ -107,6 +108,7 @@ class Conditions:
     load: float | None = None
     others_s: float | None = None
     steal_s: float | None = None
+    cores_s: float | None = None
     clock_hz: float | None = None
     temperature_c: float | None = None
     throttled: bool | None = None

@@ -270,14 +270,14 @@ class Measurement:
         return float(np.median(ratios)) if ratios else None
 
     def _taken_by(self, what: str) -> float | None:
-        """Share of the cores' time that somebody else took while blocks were timed; None where it is not known."""
+        """Share of all cores' time that somebody else took while blocks were timed; None where it is not known."""
         known = [
-            (getattr(sample.conditions, what), sample.seconds)
+            (getattr(sample.conditions, what), sample.conditions.cores_s)
             for sample in self.counted
             if sample.conditions is not None and getattr(sample.conditions, what) is not None
         ]
-        time = sum(seconds for _, seconds in known)
-        return sum(taken for taken, _ in known) / (time * self.environment.cores) if time else None
+        time = sum(seconds or 0.0 for _, seconds in known)
+        return sum(taken for taken, _ in known) / time if time else None
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ def around(root: Path, changes: Mapping[str, object], device: str = "cpu") -> Co
 
 def test_a_quiet_machine_is_told_as_such(tmp_path):
     seen = around(quiet_machine(tmp_path), {})
-    assert seen == Conditions(load=0.25, others_s=0.0, steal_s=0.0)
+    assert seen == Conditions(load=0.25, others_s=0.0, steal_s=0.0, cores_s=0.0)
 
 
 def test_the_load_is_that_of_the_beginning(tmp_path):
@@ -76,6 +76,9 @@ def test_others_are_all_work_less_that_of_the_worker_and_of_this_process(tmp_pat
     seen = around(quiet_machine(tmp_path), changes)
     assert seen.others_s == pytest.approx((154 - 75 - 3) * TICK_S)
     assert seen.steal_s == pytest.approx(7 * TICK_S)
+    # Everything there was, what idle cores had included.
+    assert seen.cores_s is not None
+    assert seen.cores_s >= (154 + 7) * TICK_S
 
 
 def test_only_what_happened_during_the_block_counts(tmp_path):

@@ -64,6 +64,7 @@ class Watch:
             load=self._load,
             others_s=_seconds(before.others, after.others),
             steal_s=_seconds(before.steal, after.steal),
+            cores_s=_seconds(before.every, after.every),
             clock_hz=self._host.clock_hz() if self._on_cpu else self._gpu and self._gpu.clock_hz(),
             temperature_c=self._host.temperature_c() if self._on_cpu else self._gpu and self._gpu.temperature_c(),
             throttled=_throttled(before.throttle, after.throttle) if self._on_cpu else _either(before, after),
@@ -81,12 +82,13 @@ class Watch:
         self.close()
 
     def _read(self) -> _Reading:
-        busy, steal = self._host.ticks()
+        busy, steal, every = self._host.ticks()
         own = [_process_ticks(file.read()) for file in self._processes]
         others = None if busy is None or None in own else busy - sum(filter(None, own))
         return _Reading(
             others=others,
             steal=steal,
+            every=every,
             throttle=self._host.throttle_counts() if self._on_cpu else (),
             slowed=self._gpu.throttled() if self._gpu else None,
         )
@@ -94,10 +96,11 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """Counters at one end of a block: ticks of other processes and of other machines, times of throttling."""
+    """Counters at one end of a block: ticks of other processes, of other machines and of all cores, throttling."""
 
     others: int | None
     steal: int | None
+    every: int | None
     throttle: tuple[int | None, ...]
     slowed: bool | None
 
@@ -156,13 +159,13 @@ class _Host:
         fields = self._load.read().split()
         return float(fields[0]) if fields else None
 
-    def ticks(self) -> tuple[int | None, int | None]:
-        """Return ticks that all cores worked, and ticks that were stolen from them."""
+    def ticks(self) -> tuple[int | None, int | None, int | None]:
+        """Return ticks that all cores worked, ticks that were stolen from them, and all there were."""
         fields = [int(field) for field in self._stat.read().partition(b"\n")[0].split()[1:9]]
         if len(fields) < 7:
-            return None, None
+            return None, None, None
         user, nice, system, _, _, interrupts, soft_interrupts, *steal = fields
-        return user + nice + system + interrupts + soft_interrupts, steal[0] if steal else None
+        return user + nice + system + interrupts + soft_interrupts, steal[0] if steal else None, sum(fields)
 
     def clock_hz(self) -> float | None:
         """Return the mean clock of the cores."""
