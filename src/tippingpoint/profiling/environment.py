@@ -63,7 +63,7 @@ def software() -> Software:
     import transformers
 
     return Software(
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         transformers=transformers.__version__,
         tippingpoint=package_version(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),

@@ -1,7 +1,7 @@
 """How fast this machine can be: one large matrix product, and one copy far larger than the caches.
 
-product   grow the matrices until one product takes some tens of milliseconds | the best of a quarter second
-copy      a buffer of four times the last-level caches                        | the best of a quarter second
+product   grow the matrices until one product takes some tens of milliseconds | the best of 0.15 s
+copy      a buffer of four times the last-level caches                        | the best of 0.15 s
 
 Both are what PyTorch reaches with the process's threads and settings, and not what a data sheet promises: a
 model that runs on PyTorch can be held against them.
@@ -29,7 +29,7 @@ _LONG_ENOUGH_S = 0.02
 _LONGEST_S = 0.05
 # A block shorter than this is made of several calls.
 _BLOCK_S = 0.02
-_BUDGET_S = 0.25
+_BUDGET_S = 0.15
 _FEWEST_BLOCKS = 3
 _MOST_TRIES = 8
 _CACHES = 4

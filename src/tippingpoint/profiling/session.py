@@ -387,10 +387,11 @@ class _Timing:
         """
         while arms:
             failures = {arm.name: len(arm.outcomes) for arm in arms}
+            turns: list[str] = []
             try:
                 warm = {arm.name: arm.ask(taken.session, "warm_up") for arm in arms}
                 rounds = run_rounds(
-                    {arm.name: (_Timed(arm, taken.session), warm[arm.name][1]) for arm in arms},
+                    {arm.name: (_Timed(arm, taken.session, turns), warm[arm.name][1]) for arm in arms},
                     sorted(self.baselines),
                     target=self.effort.target,
                     budget_s=self.effort.budget_s / self.effort.repeats,
@@ -442,15 +443,18 @@ def _list(arms: Sequence[_Arm]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Timed:
-    """An arm as the rounds see it."""
+    """An arm as the rounds see it; `turns` holds the names of those that had a block, in order."""
 
     arm: _Arm
     session: str
+    turns: list[str]
 
     def time_block(self, calls: int) -> Block:
         watch = self.arm.watch
         assert watch is not None, "the arm lives in a process"
-        settle()
+        if self.turns and self.turns[-1] != self.arm.name:
+            settle()
+        self.turns.append(self.arm.name)
         watch.begin()
         seconds, device_seconds = self.arm.ask(self.session, "time_block", calls)
         return Block(seconds, device_seconds, watch.end())

@@ -83,7 +83,7 @@ def profile_tables(outcomes: Iterable[Outcome], metrics: Sequence[str]) -> list[
         metrics: Which columns to show, out of `PROFILE_METRICS`.
     """
     outcomes = list(outcomes)
-    at_best = {_key(outcome): outcome for outcome in outcomes if is_best_batch(outcome)}
+    at_best: dict[object, Outcome] = {_key(outcome): outcome for outcome in outcomes if is_best_batch(outcome)}
     asked = [outcome for outcome in outcomes if not is_best_batch(outcome)]
     tables = []
     for phase in dict.fromkeys(outcome.workload.phase for outcome in asked):
