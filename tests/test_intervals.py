@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tippingpoint.intervals import center, center_replicates, half_width, interval
+from tippingpoint.intervals import center, center_replicates, difference_replicates, half_width, interval
 
 
 def simulated(
@@ -78,3 +78,52 @@ def test_names_of_processes_and_the_order_of_blocks_of_a_process_do_not_matter(b
     # The draws of one process may go to another, so only the centre is the same to the last bit.
     assert center(values, labels) == pytest.approx(center(values, renamed), abs=1e-12)
     assert math.isfinite(half_width(values, labels))
+
+
+def difference_covered(processes: tuple[int, int], between: float, simulations: int = 400) -> tuple[float, float]:
+    """Return how often the interval of a difference of 0 holds 0, and its median width."""
+    generator = np.random.default_rng(11)
+    hits, widths = 0, []
+    for number in range(simulations):
+        (first, a), (second, b) = (simulated(generator, count, 8, between) for count in processes)
+        low, high = interval(difference_replicates(first, second, a, b, seeds=(number, number + 1), count=600))
+        hits += low <= 0 <= high
+        widths.append(high - low)
+    return hits / simulations, float(np.median(widths))
+
+
+@pytest.mark.parametrize("processes", [(2, 2), (3, 3), (3, 6), (10, 12)])
+@pytest.mark.parametrize("between", [0.0, 2.0])
+def test_the_difference_of_two_runs_holds_the_truth(processes, between):
+    coverage, _ = difference_covered(processes, between)
+    assert coverage >= 0.92
+
+
+def test_the_difference_of_a_few_processes_is_narrower_than_two_intervals_put_together():
+    coverage, width = difference_covered((3, 3), 2.0)
+    generator = np.random.default_rng(11)
+    apart = []
+    for number in range(100):
+        (first, a), (second, b) = (simulated(generator, 3, 8, 2.0) for _ in range(2))
+        replicates = center_replicates(second, b, seed=number, count=600) - center_replicates(
+            first, a, seed=number + 1, count=600
+        )
+        low, high = interval(replicates)
+        apart.append(high - low)
+    assert width < 0.85 * np.median(apart)
+    assert 0.92 <= coverage <= 0.99
+
+
+def test_a_difference_turns_its_sign_when_the_two_change_places():
+    generator = np.random.default_rng(2)
+    (first, a), (second, b) = simulated(generator, 3, 8, 1.0), simulated(generator, 4, 8, 1.0)
+    forth = interval(difference_replicates(first, second + 1.0, a, b, count=20_000))
+    back = interval(difference_replicates(second + 1.0, first, b, a, count=20_000))
+    assert forth == pytest.approx((-back[1], -back[0]), abs=0.01)
+
+
+def test_without_any_noise_the_difference_is_known():
+    replicates = difference_replicates([1.0] * 8, [3.0] * 8, [0, 1] * 4, [0, 1] * 4)
+    assert (replicates == 2.0).all()
+    with pytest.raises(ValueError, match="no values to resample"):
+        difference_replicates([], [1.0])

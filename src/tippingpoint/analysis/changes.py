@@ -17,7 +17,7 @@ import numpy as np
 
 from tippingpoint.analysis.comparison import MEMORY_TOLERANCE, label_processes
 from tippingpoint.analysis.sides import Side
-from tippingpoint.intervals import REPLICATES, center, center_replicates, interval
+from tippingpoint.intervals import REPLICATES, center, difference_replicates, interval
 from tippingpoint.measurement import Failure, Measurement
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.units import format_count, format_items, format_length, format_percent
@@ -165,9 +165,7 @@ def time_ratio(metric: str, old: Sequence[Measurement], new: Sequence[Measuremen
     old_seed, new_seed = (zlib.crc32(" ".join(sorted({m.session for m in found})).encode()) for found in (old, new))
     # The two sides are independent, even where a store is held against itself.
     new_seed += new_seed == old_seed
-    replicates = center_replicates(new_logs, new_processes, seed=new_seed) - center_replicates(
-        old_logs, old_processes, seed=old_seed
-    )
+    replicates = difference_replicates(old_logs, new_logs, old_processes, new_processes, seeds=(old_seed, new_seed))
     return Ratio(
         metric=metric,
         old=old[-1],

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tippingpoint.errors import InputError
-from tippingpoint.workload import check_affinity, check_choice, check_count
+from tippingpoint.workload import check_affinity, check_choice
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Size = Annotated[str, typer.Option(help="base (the published Base shapes), small or tiny (for quick looks).")]
@@ -96,7 +96,10 @@ def counts(text: str) -> tuple[int, ...]:
     Raises:
         InputError: If one is no whole number of at least 1.
     """
-    return tuple(check_count("batch size", value) for value in numbers(text))
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise InputError(f"batch sizes must be whole numbers of at least 1, such as 1,8, got {text!r}")
+    return tuple(dict.fromkeys(int(part) for part in parts))
 
 
 def number(text: str) -> float:

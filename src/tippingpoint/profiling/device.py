@@ -53,6 +53,8 @@ class Device(Protocol):
 
     name: str
     memory_method: str
+    # Seconds of calls beyond the cold one before timing may begin: a GPU's clocks take their time.
+    least_warm_up_s: float
 
     def now(self) -> float:
         """Return the host's clock."""
@@ -98,6 +100,7 @@ class CpuDevice:
     """The CPU: the kernel's own high-water mark of resident memory."""
 
     name = "cpu"
+    least_warm_up_s = 0.5
 
     def __init__(self) -> None:
         self._can_reset = _reset_high_water_mark()
@@ -157,6 +160,7 @@ class CudaDevice:
     """A CUDA device: events beside the host's clock, and the caching allocator's peak."""
 
     memory_method = "peak of the caching allocator (allocated), reset before the call"
+    least_warm_up_s = 1.0
 
     def __init__(self, name: str) -> None:
         import torch
@@ -223,6 +227,7 @@ class FakeDevice:
 
     name = "fake"
     memory_method = "scripted"
+    least_warm_up_s = 0.5
 
     def __init__(self, durations: Iterable[float] = (), peaks: Iterable[int] = (), available: int = 2**40) -> None:
         self._durations = iter(durations)

@@ -115,11 +115,15 @@ class _Arm:
             )
         except WorkerError as error:
             raise TippingPointError(f"a measuring process could not start: {error}") from error
-        with started as worker, Watch(self.workload.device, worker.pid) as watch:
-            self.worker, self.watch = worker, watch
+        with started as worker:
+            self.worker = worker
+            # CUDA and the driver may number GPUs in different orders.
+            uuid = "" if self.workload.device == "cpu" else worker.ask("device_uuid")
+            self.watch = Watch(self.workload.device, worker.pid, uuid=uuid)
             try:
                 yield worker
             finally:
+                self.watch.close()
                 self.worker = self.watch = None
 
     def ask(self, session: str, method: str, *arguments: Any) -> Any:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from tippingpoint.profiling.device import Device
 
 MIN_BLOCK_S = 0.02
-MIN_WARM_UP_S = 0.5
 MAX_WARM_UP_S = 5.0
 MAX_WARM_UP_CALLS = 300
 _MEANS_AGREE = 0.10
@@ -31,8 +30,8 @@ class WarmUp:
 def warm_up(device: Device, call: Callable[[], None]) -> WarmUp:
     """Call until calls take as long as those before them.
 
-    At least one call and 0.5 s beyond the cold one; then until the third and the fourth quarter of the calls
-    agree (means within 10 %, quartiles within 5 %), or 5 s beyond the cold call or 300 calls are spent.
+    At least one call and 0.5 s (1 s on CUDA) beyond the cold one; then until the third and the fourth quarter of
+    the calls agree (means within 10 %, quartiles within 5 %), or 5 s beyond the cold call or 300 calls are spent.
 
     Args:
         device: Whose clock counts.
@@ -43,7 +42,7 @@ def warm_up(device: Device, call: Callable[[], None]) -> WarmUp:
         times.append(device.time_block(call, 1)[0])
         spent = sum(times[1:])
         capped = spent >= MAX_WARM_UP_S or len(times) >= MAX_WARM_UP_CALLS
-        if len(times) < 2 or (spent < MIN_WARM_UP_S and not capped):
+        if len(times) < 2 or (spent < device.least_warm_up_s and not capped):
             continue
         # The first half is left out: a few slow calls at the start would weigh on its mean for a long time.
         settled = _halves_agree(times[len(times) // 2 :] if len(times) > 2 else times)
