@@ -1,6 +1,6 @@
 """Draw docs/timeline.svg from measured rounds: `python docs/draw_timeline.py [STORE]`.
 
-Without a store, `bert` and `bert@local:window=128` are measured at 512 tokens first (about half a minute). The upper
+Without a store, `bert` and `bert@local:window=128` are measured at 512 tokens first (about a minute). The upper
 part shows when each block ran and in which order; the lower part what drift of the machine does to the latencies of
 both subjects, and what pairing by round leaves of it.
 """
@@ -24,7 +24,7 @@ WIDTH, LEFT, RIGHT = 900, 150, 20
 def measure() -> list[Measurement]:
     """Measure the two subjects side by side."""
     workloads = [Workload(subject, 512) for subject in SUBJECTS]
-    outcomes = measure_together(workloads, effort=Effort(target=1e-4, budget_s=25))
+    outcomes = measure_together(workloads, effort=Effort(target=1e-4, budget_s=60))
     return [outcome for outcome in outcomes if isinstance(outcome, Measurement)]
 
 
@@ -68,7 +68,7 @@ def lanes(arms: list[Measurement]) -> list[str]:
     parts.append(text(LEFT - 8, 60 + 68 + 14, "parent", anchor="end", color="#666"))
     parts.append(f'<path d="M{LEFT} 138 H{WIDTH - RIGHT}" stroke="#999" stroke-dasharray="2 4"/>')
     parts.append(
-        text(LEFT + 6, 133, "asleep on a socket; awake for well under a millisecond between blocks", size=11)
+        text(LEFT + 6, 133, "asleep on a socket; awake for some milliseconds between blocks", size=11)
     )
     parts.append(text(LEFT, 168, "0 s", color="#666", size=11))
     parts.append(text(WIDTH - RIGHT, 168, f"{end:.1f} s", anchor="end", color="#666", size=11))
@@ -113,7 +113,7 @@ def panels(arms: list[Measurement]) -> list[str]:
 def main() -> None:
     """Write the picture."""
     arms = stored(sys.argv[1]) if len(sys.argv) > 1 else measure()
-    title = f"{arms[0].workload.length:g} tokens, blocks of {arms[0].samples[0].calls} calls: when each block ran"
+    title = f"When each block ran: rounds of two subjects at {arms[0].workload.length:g} tokens"
     body = [
         text(LEFT, 20, title, size=14),
         *lanes(arms),

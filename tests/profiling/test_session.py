@@ -428,6 +428,8 @@ def test_repeats_are_fresh_processes_whose_rounds_pair_within_themselves():
     # No two processes share a round, and time runs on from one to the next.
     assert len({sample.round for sample in first.samples}) == len(first.samples)
     assert [sample.started_s for sample in first.samples] == sorted(sample.started_s for sample in first.samples)
+    # The clock of a session begins with its first block.
+    assert min(sample.started_s for sample in (*first.samples, *second.samples)) < 0.05
 
 
 def test_the_best_batch_is_timed_in_as_many_processes():

@@ -394,6 +394,8 @@ class _Timing:
             turns: list[str] = []
             try:
                 warm = {arm.name: arm.ask(taken.session, "warm_up") for arm in arms}
+                if taken.begin is None:
+                    taken.begin = now()
                 rounds = run_rounds(
                     {arm.name: (_Timed(arm, taken.session, turns), warm[arm.name][1]) for arm in arms},
                     sorted(self.baselines),
@@ -429,7 +431,8 @@ class _Taken:
 
     def __init__(self, session: str) -> None:
         self.session = session
-        self.begin = now()
+        # The clock when the first block began.
+        self.begin: float | None = None
         self.warm_ups: dict[str, list[WarmUp]] = {}
         self.samples: dict[str, tuple[Sample, ...]] = {}
         self.stop_reasons: list[str] = []
