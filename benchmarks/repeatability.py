@@ -1,6 +1,6 @@
-"""How far apart are repeated answers, and what does pairing buy? Runs for about 15 minutes; let nothing else run.
+"""How far apart are repeated answers, and what does pairing buy? Runs for about 20 minutes; let nothing else run.
 
-    python benchmarks/repeatability.py [--runs 10] [--budget 20] [--repeats 1]
+    python benchmarks/repeatability.py [--runs 10] [--budget 15] [--repeats 3]
 
 `bert` is held against `bert@local:window=128` at 1,024 tokens in several independent runs, once in paired,
 interleaved rounds and once unpaired: each subject in a session of its own, for as long. For both the ratio of each
@@ -77,8 +77,8 @@ def main() -> None:
     """Alternate paired and unpaired runs, then print both."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=10)
-    parser.add_argument("--budget", type=float, default=20.0, help="seconds of timed rounds in one run")
-    parser.add_argument("--repeats", type=int, default=1, help="processes in one run")
+    parser.add_argument("--budget", type=float, default=15.0, help="seconds of timed rounds in one run")
+    parser.add_argument("--repeats", type=int, default=3, help="processes of each subject in one run")
     parser.add_argument("--paired-only", action="store_true")
     parser.add_argument("--json", type=Path, help="also write the ratios to this file")
     options = parser.parse_args()

@@ -67,9 +67,7 @@ def lanes(arms: list[Measurement]) -> list[str]:
         parts += [_block(sample, y, scale, COLORS[place]) for sample in samples]
     parts.append(text(LEFT - 8, 60 + 68 + 14, "parent", anchor="end", color="#666"))
     parts.append(f'<path d="M{LEFT} 138 H{WIDTH - RIGHT}" stroke="#999" stroke-dasharray="2 4"/>')
-    parts.append(
-        text(LEFT + 6, 133, "asleep on a socket; awake for some milliseconds between blocks", size=11)
-    )
+    parts.append(text(LEFT + 6, 133, "asleep on a socket; awake for some milliseconds between blocks", size=11))
     parts.append(text(LEFT, 168, "0 s", color="#666", size=11))
     parts.append(text(WIDTH - RIGHT, 168, f"{end:.1f} s", anchor="end", color="#666", size=11))
     return parts

@@ -72,7 +72,7 @@ def test_the_garbage_collector_stays_out_of_a_block_and_comes_back_after_it_even
     seen: list[bool] = []
     assert gc.isenabled()
     CpuDevice().time_block(lambda: seen.append(gc.isenabled()), 3)
-    assert seen == [False] * 3
+    assert seen == [False] * 4  # one call that is not timed, and three
     assert gc.isenabled()
     with pytest.raises(ZeroDivisionError):
         CpuDevice().time_block(lambda: [1 // 0, None][1], 1)
@@ -143,9 +143,19 @@ def scripted_cuda_device() -> tuple[CudaDevice, list[str]]:
 def test_nothing_synchronises_a_gpu_inside_of_a_block():
     device, log = scripted_cuda_device()
     host_s, device_s = device.time_block(lambda: log.append("call"), 3)
-    assert log == ["synchronize", "event", "call", "call", "call", "event", "synchronize", "elapsed"]
+    assert log == ["call", "synchronize", "event", "call", "call", "call", "event", "synchronize", "elapsed"]
     assert device_s == 2.5
     assert host_s > 0
+
+
+def test_a_block_of_short_calls_begins_with_one_that_is_not_timed_and_a_single_call_is_all_there_is():
+    calls: list[float] = []
+    device = CpuDevice()
+    seconds, _ = device.time_block(lambda: [calls.append(1.0), time.sleep(0.05 if len(calls) == 1 else 0.001)][0], 3)
+    assert len(calls) == 4
+    assert seconds < 0.05
+    device.time_block(lambda: calls.append(1.0), 1)
+    assert len(calls) == 5
 
 
 def test_a_gpus_peak_is_reset_and_read_only_when_its_work_is_done():

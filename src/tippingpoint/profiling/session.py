@@ -249,7 +249,7 @@ def measure_together(
                 timing.throughput()
         if effort.energy:
             for arm in arms:
-                _measure_energy(arm, effort, session, say)
+                _measure_energy(arm, effort, say)
     return [arm.outcomes[0] for arm in arms] + [late for arm in arms for late in arm.outcomes[1:]]
 
 
@@ -497,7 +497,7 @@ def _measurement(arm: _Arm, taken: _Taken) -> Measurement:
     )
 
 
-def _measure_energy(arm: _Arm, effort: Effort, session: str, say: Progress) -> None:
+def _measure_energy(arm: _Arm, effort: Effort, say: Progress) -> None:
     """Read energy counters over one arm alone; its latency stands even if that fails."""
     if not isinstance(arm.outcomes[0], Measurement) or arm.alone is None:
         return

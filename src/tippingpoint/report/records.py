@@ -54,6 +54,7 @@ def outcome_record(outcome: Measurement | Failure) -> dict[str, Any]:
     record: dict[str, Any] = {
         field.name: plain(getattr(outcome, field.name)) for field in dataclasses.fields(outcome)
     }
+    record["fingerprint"] = outcome.environment.fingerprint
     if isinstance(outcome, Failure):
         return {**record, "status": outcome.kind}
     return {
@@ -61,9 +62,16 @@ def outcome_record(outcome: Measurement | Failure) -> dict[str, Any]:
         "status": "ok",
         "latency_s": outcome.latency_s,
         "latency_interval_s": list(outcome.latency_interval_s),
+        "spread": outcome.spread,
+        # Places of the samples beyond Tukey's fences; they count all the same.
+        "outliers": [place for place, sample in enumerate(outcome.samples) if sample in outcome.outliers],
         "first_call_s": outcome.first_call_s,
         "sequences_per_s": outcome.sequences_per_s,
         "positions_per_s": outcome.positions_per_s,
+        "activations_bytes": outcome.memory.activations_bytes if outcome.memory else None,
+        "flops_per_s": outcome.flops_per_s,
+        "share_of_peak": outcome.share_of_peak,
+        "share_of_bandwidth": outcome.share_of_bandwidth,
         "warnings": list(outcome.warnings),
     }
 
