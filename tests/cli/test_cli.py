@@ -16,7 +16,6 @@ from typer.core import TyperGroup
 
 from synthetic import measurement
 from tippingpoint import __version__
-from tippingpoint.cli import main
 from tippingpoint.cli.app import app
 from tippingpoint.store import Store
 
@@ -39,19 +38,6 @@ def python(*arguments: str, cwd: Path | None = None, **options: Any) -> subproce
     return subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, check=False, timeout=120, **options
     )
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
-    """Run the command line in this process; return exit code, stdout and stderr."""
-
-    def run(*arguments: str) -> Run:
-        capsys.readouterr()
-        code = main(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

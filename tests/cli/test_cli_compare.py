@@ -7,7 +7,6 @@ import pytest
 
 from synthetic import ENVIRONMENT, MIB, failure, measurement
 from tippingpoint import compare
-from tippingpoint.cli import main
 from tippingpoint.measurement import BEST_BATCH, Outcome
 from tippingpoint.report.compare import changes_tables
 from tippingpoint.store import Store
@@ -15,19 +14,6 @@ from tippingpoint.study.run import pair_study, read_known, resolve_study
 
 NEWER = replace(ENVIRONMENT, torch="2.14.0")
 LOCAL = "bert@local:num_global=16,window=128"
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
-    """Run the command line in this process; return exit code, stdout and stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def sessions(name: str, *, slower: float = 1.0, larger: float = 1.0, tips_at: float = 700, **fields):

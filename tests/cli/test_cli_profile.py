@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from synthetic import failure, measurement
-from tippingpoint.cli import main
 from tippingpoint.cli.options import cores, counts
 from tippingpoint.errors import InputError
 from tippingpoint.machine import Peaks
@@ -20,19 +19,6 @@ from tippingpoint.store import Store
 from tippingpoint.workload import PROFILE_METRICS
 
 QUICK = ("--size", "tiny", "--budget", "0.1s", "--threads", "1")
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
-    """Run the command line in this process; return exit code, stdout and stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def test_every_length_batch_size_and_phase_is_measured_and_kept_with_its_label(run, tmp_path: Path):

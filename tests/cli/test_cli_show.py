@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from synthetic import ENVIRONMENT, failure, measurement
-from tippingpoint.cli import main
 from tippingpoint.measurement import BEST_BATCH
 from tippingpoint.report.environments import differences_lines, unlike_fields
 from tippingpoint.store import Store
@@ -18,19 +17,6 @@ NEWER = replace(
 )
 OLDER = replace(ENVIRONMENT, libraries=(("mkl", "2024"), ("numpy", "2.3")), build="A" * 70 + ", USE_MKL=0")
 NOISY = [0.1, 0.2, 0.1, 0.3, 0.1, 0.2, 0.1, 0.3]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]):
-    """Run the command line in this process; return exit code, stdout and stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = main(arguments)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
