@@ -164,3 +164,10 @@ def test_pairs_of_drifting_latencies_are_as_good_as_independent():
     drift = 0.1 * drifting(generator, 40, 0.9)
     first, second = (drift + 0.01 * generator.standard_normal(40) for _ in range(2))
     assert half_width(first - second) < half_width(first) / 5
+
+
+def test_a_step_between_two_levels_gives_an_interval_about_as_wide_as_the_step():
+    low, high = interval(center_replicates([0.16] * 7 + [0.0] * 7))
+    assert low < 0
+    assert high > 0.1
+    assert high - low < 4 * 0.16

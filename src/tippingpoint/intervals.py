@@ -166,7 +166,8 @@ def _drift_factor(values: np.ndarray) -> float:
     if r <= 1 / math.sqrt(values.size):
         return 1.0
     r = min(r + (1 + 4 * r) / values.size, _MOST_DRIFT)
-    return math.sqrt((1 + r) / (1 - r))
+    # A sample that steps from one level to another holds no fewer than two independent values.
+    return min(math.sqrt((1 + r) / (1 - r)), math.sqrt(values.size / 2))
 
 
 def _centers(parts: Sequence[np.ndarray]) -> np.ndarray:
