@@ -25,7 +25,7 @@ import numpy as np
 
 from tippingpoint import Measurement, Workload, profile
 from tippingpoint.intervals import center_replicates, interval
-from tippingpoint.profiling.environment import usable_cores
+from tippingpoint.profiling.hardware import usable_cores
 
 LENGTHS = {"bert": (128, 384, 1024), "vit": (160, 224, 384)}
 MATRICES = (256, 1024)

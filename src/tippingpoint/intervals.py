@@ -144,12 +144,7 @@ def _by_process(values: np.ndarray, processes: Sequence[int]) -> list[np.ndarray
 
 def _within(parts: Sequence[np.ndarray], generator: np.random.Generator, count: int) -> np.ndarray:
     """Return replicates of the mean of the processes' centres, as if the processes were all there are."""
-    spread = []
-    for part in parts:
-        replicates = _replicates(part, generator, count)
-        middle = np.median(part) if part.size >= FEWEST_FOR_BOOTSTRAP else part.mean()
-        spread.append(middle + _drift_factor(part) * (replicates - middle))
-    return np.mean(spread, axis=0)
+    return np.mean([_replicates(part, generator, count, _drift_factor(part)) for part in parts], axis=0)
 
 
 def _drift_factor(values: np.ndarray) -> float:
@@ -174,15 +169,17 @@ def _centers(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.array([np.median(part) for part in parts])
 
 
-def _replicates(values: np.ndarray, generator: np.random.Generator, count: int) -> np.ndarray:
+def _replicates(values: np.ndarray, generator: np.random.Generator, count: int, wider: float = 1.0) -> np.ndarray:
+    """Return replicates of the centre of independent values, their spread made `wider`."""
     if values.size >= FEWEST_FOR_BOOTSTRAP:
         picks = generator.integers(values.size, size=(count, values.size))
         middle = np.median(values)
-        return middle + (1 + _TOO_NARROW / (values.size - 1)) * (np.median(values[picks], axis=1) - middle)
+        wider *= 1 + _TOO_NARROW / (values.size - 1)
+        return middle + wider * (np.median(values[picks], axis=1) - middle)
     if values.size == 1:
         return np.full(count, values[0])
     error = values.std(ddof=1) / np.sqrt(values.size)
-    return values.mean() + error * generator.standard_t(values.size - 1, size=count)
+    return values.mean() + wider * error * generator.standard_t(values.size - 1, size=count)
 
 
 def _spread(replicates: np.ndarray) -> float:

@@ -200,10 +200,15 @@ class Measurement:
         """The process of every sample that counts, [samples]."""
         return tuple(sample.process for sample in self.counted)
 
+    @property
+    def process_count(self) -> int:
+        """How many processes were timed."""
+        return len(set(self.processes))
+
     @cached_property
     def latency_s(self) -> float:
         """Median seconds per batch (of several processes: the geometric mean of their medians)."""
-        if len(set(self.processes)) == 1:
+        if self.process_count == 1:
             return float(np.median(self.per_call_s))
         return float(np.exp(center(np.log(self.per_call_s), self.processes)))
 
@@ -212,6 +217,12 @@ class Measurement:
         """95 % interval of the latency."""
         low, high = interval(center_replicates(np.log(self.per_call_s), self.processes))
         return float(np.exp(low)), float(np.exp(high))
+
+    @property
+    def half_width(self) -> float:
+        """Half-width of the latency's 95 % interval, as a share of the latency."""
+        low, high = self.latency_interval_s
+        return (high - low) / 2 / self.latency_s
 
     @property
     def first_call_s(self) -> float:
@@ -250,7 +261,7 @@ class Measurement:
             return None
         return self.flops.bytes_accessed / self.latency_s / self.peaks.bytes_per_s
 
-    @property
+    @cached_property
     def outliers(self) -> tuple[Sample, ...]:
         """Samples beyond Tukey's fences, 1.5 interquartile ranges from the quartiles; they count all the same."""
         low, high = np.percentile(self.per_call_s, [25, 75])
@@ -283,13 +294,11 @@ class Measurement:
     def warnings(self) -> tuple[str, ...]:
         """What is doubtful about this measurement, and what to do next."""
         found = []
-        low, high = self.latency_interval_s
-        processes = len(set(self.processes))
         if len(self.counted) < 4:
             found.append(f"only {len(self.counted)} timed blocks: give it a larger --budget")
-        elif (half := (high - low) / 2 / self.latency_s) > 0.05:
-            more = "with more processes (--repeats 5)" if processes in (2, 3) else "with a larger --budget"
-            found.append(f"the 95 % interval of the latency is {format_half_width(half)}: rerun {more}")
+        elif self.half_width > 0.05:
+            more = "with more processes (--repeats 5)" if self.process_count in (2, 3) else "with a larger --budget"
+            found.append(f"the 95 % interval of the latency is {format_half_width(self.half_width)}: rerun {more}")
         if self.spread > 0.1:
             found.append(
                 f"interquartile range is {format_percent(self.spread)} of the median: something else is using "
@@ -333,8 +342,8 @@ class Measurement:
 
     def __str__(self) -> str:
         low, high = self.latency_interval_s
-        processes = len(set(self.processes))
-        blocks = f"{len(self.counted)} blocks" + (f" in {processes} processes" if processes > 1 else "")
+        blocks = f"{len(self.counted)} blocks"
+        blocks += f" in {self.process_count} processes" if self.process_count > 1 else ""
         lines = [
             str(self.workload),
             f"  latency      {format_seconds(self.latency_s)}  (95 % {format_seconds(low)} to "
@@ -357,7 +366,7 @@ class Measurement:
             listed += f"; {format_bytes(reserved)} reserved" if reserved is not None else ""
             lines.append(f"  peak memory  {format_bytes(self.memory.peak_bytes)}  ({listed})")
         if self.flops:
-            lines.append(f"  FLOPs        {format_count(self.flops.total)}  ({self._speed()})")
+            lines.append(f"  FLOPs        {format_count(self.flops.total)}  ({self._speed(self.flops)})")
         if self.energy:
             joules, net = self.energy.joules_per_call, self.energy.net_joules_per_call
             lines.append(
@@ -375,16 +384,15 @@ class Measurement:
         ]
         return "\n".join(lines)
 
-    def _speed(self) -> str:
+    def _speed(self, flops: Flops) -> str:
         """Say how fast the operations ran, and how far from the machine's limits that is."""
-        assert self.flops is not None
-        text = f"{format_count(self.flops.total / self.latency_s)}/s"
+        text = f"{format_count(flops.total / self.latency_s)}/s"
         if self.share_of_peak is not None:
             text += f", {format_percent(self.share_of_peak)} of this machine's matrix products"
         if self.share_of_bandwidth is not None:
             text += f", {format_percent(self.share_of_bandwidth)} of its memory bandwidth"
-        if self.flops.algorithmic is not None and abs(self.flops.total / self.flops.algorithmic - 1) > _SAME_FLOPS:
-            text += f"; its definition asks for {format_count(self.flops.algorithmic)}"
+        if flops.algorithmic is not None and abs(flops.total / flops.algorithmic - 1) > _SAME_FLOPS:
+            text += f"; its definition asks for {format_count(flops.algorithmic)}"
         return text
 
     # What a person sees who types its name; the samples would bury everything else.

@@ -367,7 +367,7 @@ def _row(session: StoredSession, outcome: Outcome) -> dict[str, Any]:
             "latency_high_s": high,
             "first_call_s": outcome.first_call_s,
             "samples": len(outcome.counted),
-            "processes": len(set(outcome.processes)),
+            "processes": outcome.process_count,
             "spread": outcome.spread,
             "sequences_per_s": outcome.sequences_per_s,
             "positions_per_s": outcome.positions_per_s,

@@ -25,7 +25,7 @@ from tippingpoint.measurement import BEST_BATCH, Energy, Failure, Measurement, M
 from tippingpoint.models.catalog import architecture_of, check_subject
 from tippingpoint.profiling.conditions import Watch
 from tippingpoint.profiling.device import available_memory, now, settle
-from tippingpoint.profiling.environment import usable_cores
+from tippingpoint.profiling.hardware import usable_cores
 from tippingpoint.profiling.memory import SAFE_SHARE, KnownPoints, activation_bytes
 from tippingpoint.profiling.process import WorkerError, WorkerProcess
 from tippingpoint.profiling.rounds import Block, Rounds, run_rounds

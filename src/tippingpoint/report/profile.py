@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from tippingpoint.measurement import Failure, Measurement, Outcome, is_best_batch
+from tippingpoint.measurement import BEST_BATCH, Failure, Measurement, Outcome, is_best_batch
 from tippingpoint.models.catalog import architecture_of
-from tippingpoint.report.tables import plain_table
+from tippingpoint.report.tables import plain_table, positions_text
 from tippingpoint.units import (
     format_bytes,
     format_count,
@@ -24,14 +24,8 @@ _Cell = Callable[[Measurement], str]
 
 
 def _blocks(measurement: Measurement) -> str:
-    processes = len(set(measurement.processes))
     count = len(measurement.counted)
-    return f"{count}" if processes == 1 else f"{count} in {processes}"
-
-
-def _interval(measurement: Measurement) -> str:
-    low, high = measurement.latency_interval_s
-    return format_half_width((high - low) / 2 / measurement.latency_s)
+    return f"{count}" if measurement.process_count == 1 else f"{count} in {measurement.process_count}"
 
 
 def _share(share: float | None) -> str:
@@ -45,7 +39,7 @@ def _joules(joules: float | None) -> str:
 _COLUMNS: dict[str, tuple[tuple[str, _Cell], ...]] = {
     "latency": (
         ("latency", lambda m: format_seconds(m.latency_s)),
-        ("95 %", _interval),
+        ("95 %", lambda m: format_half_width(m.half_width)),
         ("spread", lambda m: format_percent(m.spread)),
         ("blocks", _blocks),
         ("first call", lambda m: format_seconds(m.first_call_s)),
@@ -109,13 +103,10 @@ def _table(outcomes: Sequence[Outcome], at_best: Mapping[object, Outcome], metri
     )
     for outcome in outcomes:
         workload = outcome.workload
-        positions = f"{outcome.positions:,}"
-        if isinstance(outcome, Measurement) and outcome.executed_positions != outcome.positions:
-            positions += f" -> {outcome.executed_positions:,}"
         row: list[str | Text] = [
             format_length(workload.length, architecture_of(workload.subject).unit),
             str(workload.subject),
-            positions,
+            positions_text(outcome),
             str(workload.batch_size),
         ]
         if isinstance(outcome, Failure):
@@ -131,7 +122,7 @@ def _table(outcomes: Sequence[Outcome], at_best: Mapping[object, Outcome], metri
 
 def _key(outcome: Outcome) -> tuple[str, object]:
     """Identify a workload whatever its batch size, within the session of one batch size asked for."""
-    return outcome.session.removesuffix("-batch"), outcome.workload.subject
+    return outcome.session.removesuffix(BEST_BATCH), outcome.workload.subject
 
 
 def remarks(outcomes: Iterable[Outcome]) -> list[str]:

@@ -57,6 +57,7 @@ def outcome_record(outcome: Measurement | Failure) -> dict[str, Any]:
     record["fingerprint"] = outcome.environment.fingerprint
     if isinstance(outcome, Failure):
         return {**record, "status": outcome.kind}
+    outliers = {id(sample) for sample in outcome.outliers}
     return {
         **record,
         "status": "ok",
@@ -64,7 +65,7 @@ def outcome_record(outcome: Measurement | Failure) -> dict[str, Any]:
         "latency_interval_s": list(outcome.latency_interval_s),
         "spread": outcome.spread,
         # Places of the samples beyond Tukey's fences; they count all the same.
-        "outliers": [place for place, sample in enumerate(outcome.samples) if sample in outcome.outliers],
+        "outliers": [place for place, sample in enumerate(outcome.samples) if id(sample) in outliers],
         "first_call_s": outcome.first_call_s,
         "sequences_per_s": outcome.sequences_per_s,
         "positions_per_s": outcome.positions_per_s,

@@ -15,9 +15,16 @@ from tippingpoint.measurement import Failure, Measurement, Outcome, is_best_batc
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.report.environments import differences_lines
 from tippingpoint.report.records import outcome_record, plain
-from tippingpoint.report.tables import plain_table
+from tippingpoint.report.tables import plain_table, positions_text
 from tippingpoint.store import StoredSession
-from tippingpoint.units import format_bytes, format_items, format_length, format_percent, format_seconds
+from tippingpoint.units import (
+    format_bytes,
+    format_half_width,
+    format_items,
+    format_length,
+    format_percent,
+    format_seconds,
+)
 
 
 def header_lines(name: str, held: Sequence[StoredSession], shown: Sequence[StoredSession]) -> list[str]:
@@ -84,7 +91,7 @@ def _title(row: _Row) -> str:
 
 def _table(title: str, rows: list[_Row]) -> Table:
     columns = dict(_COLUMNS)
-    if all(_positions(row) == f"{row.outcome.workload.length:,.0f}" for row in rows):
+    if all(positions_text(row.outcome) == f"{row.outcome.workload.length:,.0f}" for row in rows):
         del columns["positions"]
     table = plain_table(title, *columns)
     for column in table.columns[-2:]:
@@ -97,13 +104,6 @@ def _table(title: str, rows: list[_Row]) -> Table:
 def _length(row: _Row) -> str:
     workload = row.outcome.workload
     return format_length(workload.length, architecture_of(workload.subject).unit)
-
-
-def _positions(row: _Row) -> str:
-    outcome = row.outcome
-    if isinstance(outcome, Measurement) and outcome.executed_positions != outcome.positions:
-        return f"{outcome.positions:,} -> {outcome.executed_positions:,}"
-    return f"{outcome.positions:,}"
 
 
 def _batch(row: _Row) -> str:
@@ -123,20 +123,15 @@ def _of(tell: Callable[[Measurement], str]) -> Callable[[_Row], str]:
     return lambda row: tell(row.outcome) if isinstance(row.outcome, Measurement) else ""
 
 
-def _half_width(measurement: Measurement) -> str:
-    low, high = measurement.latency_interval_s
-    return f"+-{format_percent((high - low) / 2 / measurement.latency_s)}"
-
-
 _COLUMNS: dict[str, Callable[[_Row], str | Text]] = {
     "subject": lambda row: str(row.outcome.workload.subject),
     "length": _length,
-    "positions": _positions,
+    "positions": lambda row: positions_text(row.outcome),
     "batch": _batch,
     "latency": _of(lambda m: format_seconds(m.latency_s)),
-    "95 %": _of(_half_width),
+    "95 %": _of(lambda m: format_half_width(m.half_width)),
     "spread": _of(lambda m: format_percent(m.spread)),
-    "blocks": _of(lambda m: f"{len(m.counted)} x {len(set(m.processes))}"),
+    "blocks": _of(lambda m: f"{len(m.counted)} x {m.process_count}"),
     "cold": _of(lambda m: format_seconds(m.first_call_s)),
     "peak": _of(lambda m: format_bytes(m.memory.peak_bytes) if m.memory else ""),
     "status": _status,

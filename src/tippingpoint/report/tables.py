@@ -16,6 +16,7 @@ from tippingpoint.models.catalog import architecture_of
 from tippingpoint.units import (
     format_bytes,
     format_count,
+    format_half_width,
     format_length,
     format_percent,
     format_rate,
@@ -37,6 +38,13 @@ def plain_table(title: str, *columns: str, left: int = 1) -> Table:
         text = number < left
         table.add_column(column, justify="left" if text else "right", no_wrap=not text, overflow="fold")
     return table
+
+
+def positions_text(outcome: Outcome) -> str:
+    """Return an input's positions, and what the model padded them to where it did: "600 -> 640"."""
+    if isinstance(outcome, Measurement) and outcome.executed_positions != outcome.positions:
+        return f"{outcome.positions:,} -> {outcome.executed_positions:,}"
+    return f"{outcome.positions:,}"
 
 
 def lengths_table(data: LengthData) -> Table:
@@ -97,18 +105,16 @@ def measurements_table(outcomes: Iterable[Outcome], subjects: Sequence[Subject],
             unit = architecture_of(subject).unit
             shown = format_length(length, unit)
             if isinstance(first, Failure):
-                table.add_row(shown, str(subject), f"{first.positions:,}", Text(first.kind.replace("_", " "), "red"))
+                table.add_row(shown, str(subject), positions_text(first), Text(first.kind.replace("_", " "), "red"))
                 continue
             best = latest.get((length, subject, True), first)
             best = best if isinstance(best, Measurement) else first
-            low, high = first.latency_interval_s
-            padded = first.executed_positions != first.positions
             table.add_row(
                 shown,
                 str(subject),
-                f"{first.positions:,}" + (f" -> {first.executed_positions:,}" if padded else ""),
+                positions_text(first),
                 format_seconds(first.latency_s),
-                f"+-{format_percent((high - low) / 2 / first.latency_s)}",
+                format_half_width(first.half_width),
                 f"{format_rate(best.sequences_per_s)}/s",
                 str(best.workload.batch_size),
                 format_bytes(first.memory.peak_bytes) if first.memory else "",
