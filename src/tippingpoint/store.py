@@ -327,6 +327,8 @@ def _row(session: StoredSession, outcome: Outcome) -> dict[str, Any]:
         "dtype": workload.dtype,
         "threads": workload.threads,
         "size": workload.size,
+        "layers": workload.layers,
+        "width": workload.width,
         "compiled": workload.compiled,
         "affinity": None if workload.affinity is None else ",".join(map(str, workload.affinity)),
         "status": "ok",

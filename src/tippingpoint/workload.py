@@ -217,6 +217,9 @@ class Workload:
         size: "base" (the published Base shapes), "small" or "tiny" (quick looks and tests).
         compiled: Whether the model goes through `torch.compile` first.
         affinity: Cores to pin the measuring process to; None leaves it where the system puts it.
+        layers: Depth of the model, where it is not that of its size.
+        width: Hidden size of the model, where it is not that of its size; heads keep their dimension and the
+            feed-forward part its ratio.
 
     Raises:
         InputError: If a field is not legal by itself. Whether the subject can take the length is checked
@@ -234,6 +237,8 @@ class Workload:
     size: str = "base"
     compiled: bool = False
     affinity: tuple[int, ...] | None = None
+    layers: int | None = None
+    width: int | None = None
 
     def __init__(
         self,
@@ -248,6 +253,8 @@ class Workload:
         size: str = "base",
         compiled: bool = False,
         affinity: Iterable[int] | None = None,
+        layers: int | None = None,
+        width: int | None = None,
     ) -> None:
         fields = {
             "subject": Subject.parse(subject),
@@ -260,6 +267,8 @@ class Workload:
             "size": size,
             "compiled": compiled,
             "affinity": None if affinity is None else tuple(affinity),
+            "layers": layers,
+            "width": width,
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -276,10 +285,19 @@ class Workload:
         if self.threads is not None:
             check_count("threads", self.threads)
         check_choice("size", self.size, SIZES)
+        for name in ("layers", "width"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
         if self.affinity is not None:
             object.__setattr__(self, "affinity", check_affinity(self.affinity))
         if self.dtype == "float16" and self.device == "cpu":
             raise InputError("float16 needs a CUDA device; use float32 or bfloat16 on the CPU")
+
+    @property
+    def shape(self) -> str:
+        """The model's shape in words: its size, and its layers and width where they are others."""
+        other = (("layers", self.layers), ("wide", self.width))
+        return ", ".join([self.size, *(f"{number} {name}" for name, number in other if number is not None)])
 
     def replace(self, **changes: Any) -> Workload:
         """Return a copy with some fields changed."""
@@ -291,7 +309,7 @@ class Workload:
         pinned = "" if self.affinity is None else f", on cores {','.join(map(str, self.affinity))}"
         return (
             f"{self.subject} at length {self.length:g}, batch {self.batch_size}, {self.phase}, "
-            f"{self.device} {self.dtype}{threads}{'' if self.size == 'base' else f', {self.size}'}"
+            f"{self.device} {self.dtype}{threads}{'' if self.shape == 'base' else f', {self.shape}'}"
             f"{', compiled' if self.compiled else ''}{pinned}"
         )
 

@@ -120,7 +120,7 @@ class _Setting(NamedTuple):
 
     device: str
     dtype: str
-    size: str
+    shape: str
     compiled: bool
 
 
@@ -128,7 +128,7 @@ def _by_setting(outcomes: Iterable[Outcome]) -> dict[_Setting, list[Outcome]]:
     found: dict[_Setting, list[Outcome]] = {}
     for outcome in outcomes:
         workload = outcome.workload
-        setting = _Setting(workload.device, workload.dtype, workload.size, workload.compiled)
+        setting = _Setting(workload.device, workload.dtype, workload.shape, workload.compiled)
         found.setdefault(setting, []).append(outcome)
     return found
 

@@ -19,6 +19,8 @@ Affinity = Annotated[
     str | None, typer.Option(help="Cores to pin measuring processes to, such as 0-3 or 0,2; not pinned by default.")
 ]
 Compile = Annotated[bool, typer.Option("--compile", help="Run the model through torch.compile first.")]
+Layers = Annotated[int | None, typer.Option(help="Depth of the model, where it is not that of its size.")]
+Width = Annotated[int | None, typer.Option(help="Hidden size of the model, where it is not that of its size.")]
 Repeats = Annotated[
     int, typer.Option(help="Fresh processes of each subject to time, one after the other; 3 for a published number.")
 ]

@@ -15,10 +15,12 @@ from tippingpoint.cli.options import (
     Dtype,
     Json,
     Label,
+    Layers,
     Repeats,
     Size,
     Target,
     Threads,
+    Width,
     cores,
     counts,
     names,
@@ -44,6 +46,8 @@ def command(
     affinity: Affinity = None,
     compile_: Compile = False,
     size: Size = "base",
+    layers: Layers = None,
+    width: Width = None,
     budget: Budget = "30s",
     target: Target = "2%",
     repeats: Repeats = 1,
@@ -89,6 +93,8 @@ def command(
                     size=size,
                     compiled=compile_,
                     affinity=cores(affinity),
+                    layers=layers,
+                    width=width,
                 )
             )
             for subject in subjects

@@ -81,7 +81,7 @@ def command(
         show_json(answer)
         return
     subjects = [answer.baseline, *(point.variant for point in answer.tipping_points)]
-    ours = [o for o in outcomes if o.workload.size == size and o.workload.device == device]
+    ours = [o for o in outcomes if o.workload.shape == size and o.workload.device == device]
     show(f"Measured on {answer.environment}", "")
     show(measurements_table(ours, subjects, phase), "")
     show(tipping_points_table(answer.tipping_points), "")

@@ -81,6 +81,44 @@ class Architecture:
         """Native unit of its lengths."""
         return UNITS[self.modality]
 
+    def layers(self, size: str) -> int | None:
+        """Return the depth of a size; None where the architecture is no plain stack of equal layers."""
+        return self.sizes[size].get("num_hidden_layers")
+
+    def reshape(self, config: Mapping[str, Any], layers: int | None, width: int | None) -> dict[str, Any]:
+        """Return the configuration values of another depth or width.
+
+        Heads keep their dimension, and the feed-forward part its ratio to the width.
+
+        Args:
+            config: As it is for the size.
+            layers: New depth, or None.
+            width: New hidden size, or None.
+
+        Raises:
+            InputError: If the architecture is no plain stack, or the width is no multiple of a head's dimension.
+        """
+        if layers is None and width is None:
+            return {}
+        if "num_hidden_layers" not in config:
+            raise InputError(
+                f"{self.name} is no plain stack of equal layers: its depth and width come with its size, so leave "
+                "layers and width out"
+            )
+        changes = {} if layers is None else {"num_hidden_layers": layers}
+        if width is not None:
+            head = config["hidden_size"] // config["num_attention_heads"]
+            if width % head:
+                nearest = max(head, round(width / head) * head)
+                raise InputError(
+                    f"the width of {self.name} must be a multiple of its heads' {head} dimensions, got {width}; the "
+                    f"nearest is {nearest}"
+                )
+            changes["hidden_size"] = width
+            changes["num_attention_heads"] = width // head
+            changes["intermediate_size"] = config["intermediate_size"] * width // config["hidden_size"]
+        return changes
+
     def check_length(self, length: float) -> float:
         """Return `length` if the architecture takes it.
 

@@ -128,7 +128,7 @@ def make_config(workload: Workload) -> transformers.PretrainedConfig:
     """Return the library's configuration for a workload's subject, grown to its length.
 
     Raises:
-        InputError: If the subject or the length is not legal.
+        InputError: If the subject, the length, the depth or the width is not legal.
         UnsupportedError: If the library's code cannot run it in the workload's dtype.
     """
     subject = check_subject(workload.subject)
@@ -140,6 +140,7 @@ def make_config(workload: Workload) -> transformers.PretrainedConfig:
         )
     values = dict(row.sizes[workload.size])
     config_class = getattr(transformers, row.config_class)
+    values |= row.reshape(config_class(**values).to_dict(), workload.layers, workload.width)
     defaults = config_class(**values).to_dict()
     config = config_class(**{**values, **row.fit(defaults, workload.length)})
     limit = row.limit(config.to_dict())

@@ -62,7 +62,7 @@ HUBERT = Architecture(
     config_class="HubertConfig",
     model_class="HubertModel",
     sizes={
-        "base": _DETERMINISTIC,
+        "base": {**_DETERMINISTIC, "num_hidden_layers": 12},
         "small": {
             **_DETERMINISTIC,
             "num_hidden_layers": 4,

@@ -20,6 +20,7 @@ from tippingpoint.models.flops import (
 LONGFORMER_WINDOW = 512
 NYSTROM_LANDMARKS = 64
 
+_BASE = {"num_hidden_layers": 12}
 _SMALL = {"num_hidden_layers": 4, "hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048}
 _TINY = {
     "num_hidden_layers": 2,
@@ -101,7 +102,7 @@ BERT = Architecture(
     paper="arXiv:1810.04805",
     config_class="BertConfig",
     model_class="BertModel",
-    sizes={"base": {"vocab_size": 30522}, "small": {**_SMALL, "vocab_size": 30522}, "tiny": _TINY},
+    sizes={"base": {**_BASE, "vocab_size": 30522}, "small": {**_SMALL, "vocab_size": 30522}, "tiny": _TINY},
     # Positions of the published model end at 512; random weights let the table grow with the length.
     fit=lambda config, length: {"max_position_embeddings": max(512, int(length))},
     limit=lambda config: config["max_position_embeddings"],
@@ -118,7 +119,7 @@ LONGFORMER = Architecture(
     config_class="LongformerConfig",
     model_class="LongformerModel",
     sizes={
-        "base": {"vocab_size": 50265, "attention_window": LONGFORMER_WINDOW, "type_vocab_size": 1},
+        "base": {**_BASE, "vocab_size": 50265, "attention_window": LONGFORMER_WINDOW, "type_vocab_size": 1},
         "small": {**_SMALL, "vocab_size": 50265, "attention_window": LONGFORMER_WINDOW, "type_vocab_size": 1},
         "tiny": {**_TINY, "attention_window": LONGFORMER_WINDOW, "type_vocab_size": 1},
     },
@@ -146,7 +147,7 @@ NYSTROMFORMER = Architecture(
     config_class="NystromformerConfig",
     model_class="NystromformerModel",
     sizes={
-        "base": {"vocab_size": 30000, "num_landmarks": NYSTROM_LANDMARKS, "conv_kernel_size": 65},
+        "base": {**_BASE, "vocab_size": 30000, "num_landmarks": NYSTROM_LANDMARKS, "conv_kernel_size": 65},
         "small": {**_SMALL, "vocab_size": 30000, "num_landmarks": NYSTROM_LANDMARKS, "conv_kernel_size": 65},
         "tiny": {**_TINY, "num_landmarks": NYSTROM_LANDMARKS, "conv_kernel_size": 65},
     },

@@ -85,8 +85,8 @@ VIT = Architecture(
     config_class="ViTConfig",
     model_class="ViTModel",
     sizes={
-        "base": {},
-        "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
+        "base": {"num_hidden_layers": 12},
+        "small": {"num_hidden_layers": 12, "hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
         "tiny": {
             "num_hidden_layers": 2,
             "hidden_size": 64,

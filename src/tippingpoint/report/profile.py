@@ -93,7 +93,7 @@ def _table(outcomes: Sequence[Outcome], at_best: Mapping[object, Outcome], metri
     first = outcomes[0].workload
     compiled = ", compiled" if first.compiled else ""
     table = plain_table(
-        f"{first.phase}, {first.device} {first.dtype}{compiled}",
+        f"{first.phase}, {first.device} {first.dtype}, {first.shape}{compiled}",
         "length",
         "subject",
         "positions",

@@ -85,7 +85,7 @@ def _title(row: _Row) -> str:
     compiled = ", compiled" if workload.compiled else ""
     label = f", label {row.session.label}" if row.session.label else ""
     modality = architecture_of(workload.subject).modality
-    setting = f"{workload.device} {workload.dtype}{threads}{pinned}, {workload.size}{compiled}"
+    setting = f"{workload.device} {workload.dtype}{threads}{pinned}, {workload.shape}{compiled}"
     return f"{modality}, {workload.phase}, {setting}{label}"
 
 
