@@ -82,7 +82,7 @@ class _Operators(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[Any] = Counter()
-        self.accessed_bytes: int | None = 0
+        self.bytes: Counter[Any] | None = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -90,9 +90,9 @@ class _Operators(TorchDispatchMode):
         result = func(*args, **kwargs)
         accessed = accessed_bytes(func, args, kwargs, result)
         if accessed is None:  # makes the sum unknown, not smaller
-            self.accessed_bytes = None
-        elif self.accessed_bytes is not None:
-            self.accessed_bytes += accessed
+            self.bytes = None
+        elif accessed and self.bytes is not None:
+            self.bytes[func._overloadpacket] += accessed
         return result
 
 
@@ -120,7 +120,8 @@ def count_flops(call: Callable[[], object]) -> tuple[Flops, Counter[str]]:
         total=counter.get_total_flops(),
         by_operator=tuple(sorted((_name(op), int(count)) for op, count in by_operator.items())),
         uncounted=tuple(sorted(uncounted.items())),
-        bytes_accessed=operators.accessed_bytes,
+        bytes_accessed=None if operators.bytes is None else operators.bytes.total(),
+        bytes_by_operator=tuple(sorted((_name(op), count) for op, count in (operators.bytes or {}).items())),
     )
     return flops, Counter({_name(op): count for op, count in operators.counts.items()})
 
