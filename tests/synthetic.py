@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from tippingpoint.measurement import BEST_BATCH, Environment, Failure, Flops, Measurement, Memory, Outcome, Sample
 from tippingpoint.models.catalog import architecture_of
-from tippingpoint.study.search import Known, Step, next_step, rounds_budget_s
+from tippingpoint.profiling.rounds import MIN_ROUNDS, Block, run_rounds
+from tippingpoint.profiling.timing import calls_per_block
+from tippingpoint.study.search import SCREENING_ROUNDS_S, Known, Step, next_step, rounds_budget_s
 from tippingpoint.workload import Study, Subject, Workload
 
 MIB = 2**20
@@ -131,17 +134,47 @@ def session_at(
     return [measurement(subject, length, taken, session=name, **fields) for subject, taken in seconds.items()]  # type: ignore[arg-type]
 
 
+@dataclass
+class Noise:
+    """How a simulated machine disturbs what is timed on it.
+
+    Attributes:
+        spread: Standard deviation of the logarithm of a block's time.
+        tails: Degrees of freedom of its distribution (Student's t of this spread); infinite for a normal one.
+        spikes: Share of blocks that take up to twice as long.
+        processes: Standard deviation of what every fresh process has of its own, for all its life.
+        drift: Standard deviation by which the whole machine's speed moves within ten seconds, for good.
+    """
+
+    spread: float = 0.02
+    tails: float = math.inf
+    spikes: float = 0.0
+    processes: float = 0.0
+    drift: float = 0.0
+
+    def draw(self, generator: np.random.Generator) -> float:
+        """Return one block's factor."""
+        z = generator.standard_normal()
+        if math.isfinite(self.tails):
+            z = generator.standard_t(self.tails) / math.sqrt(self.tails / (self.tails - 2))
+        spike = generator.random() if generator.random() < self.spikes else 0.0
+        return math.exp(self.spread * z) * (1 + spike)
+
+
 class Machine:
     """A simulated machine: planted curves become outcomes, and its clock goes on by what they cost.
+
+    Sessions are timed by the engine's own rounds, on its clock.
 
     Args:
         study: What is measured on it, with subjects resolved.
         costs: Seconds for one sequence by subject, as a function of executed positions.
         needs: Bytes of peak memory by subject, as a function of executed positions.
         room: Bytes there are; what needs more runs out of memory.
-        noise: Standard deviation of the logarithm of a time.
-        overhead_s: Seconds for a session whatever its length, for each subject.
+        noise: Standard deviation of the logarithm of a time, or all of it.
+        overhead_s: Seconds to start a process and build a model in it.
         best_batch: Throughput grows up to this batch size.
+        outside_layers: Share of a cost that is not in the layers.
     """
 
     def __init__(
@@ -151,71 +184,103 @@ class Machine:
         *,
         needs: Mapping[Subject, Cost] | None = None,
         room: float = math.inf,
-        noise: float = 0.02,
-        overhead_s: float = 1.5,
+        noise: float | Noise = 0.02,
+        overhead_s: float = 0.75,
         best_batch: int = 4,
+        outside_layers: float = 0.05,
         seed: int = 0,
     ) -> None:
         self.study = study
         self.costs = costs
         self.needs = needs or {}
         self.room = room
-        self.noise = noise
+        self.noise = noise if isinstance(noise, Noise) else Noise(noise)
         self.overhead_s = overhead_s
         self.best_batch = best_batch
+        self.outside_layers = outside_layers
         self.generator = np.random.default_rng(seed)
         self.steps: list[Step] = []
         self.sessions: list[tuple[list[Outcome], float]] = []
+        self.clock = 0.0
+        self._speed = 1.0
 
-    def cost(self, subject: Subject, length: float, phase: str) -> float:
-        factor = 3.0 if phase == "training" else 1.0
-        return factor * self.costs[subject](architecture_of(subject).executed_positions(length))
+    def cost(self, subject: Subject, length: float, phase: str, layers: int | None = None) -> float:
+        row = architecture_of(subject)
+        whole = (3.0 if phase == "training" else 1.0) * self.costs[subject](row.executed_positions(length))
+        if layers is None:
+            return whole
+        depth = row.layers(self.study.size)
+        assert depth is not None
+        return whole * (self.outside_layers + (1 - self.outside_layers) * layers / depth)
 
     def need(self, subject: Subject, length: float, phase: str) -> float:
         factor = 2.0 if phase == "training" else 1.0
         needed = self.needs.get(subject, lambda n: 1000.0 * n + MIB)
         return factor * needed(architecture_of(subject).executed_positions(length))
 
+    def wait(self, seconds: float) -> None:
+        """Let time pass; the machine's speed wanders meanwhile."""
+        self.clock += seconds
+        if self.noise.drift:
+            self._speed *= math.exp(self.noise.drift * math.sqrt(seconds / 10) * self.generator.standard_normal())
+
     def run(self, step: Step) -> tuple[list[Outcome], float]:
         """Measure one session; return its outcomes and the seconds it took."""
-        root = f"{len(self.sessions):04d}"
+        root, began = f"{len(self.sessions):04d}", self.clock
         fields = {"phase": step.phase, "size": self.study.size, "threads": self.study.threads}
         fits = [s for s in step.subjects if self.need(s, step.length, step.phase) <= self.room]
         outcomes: list[Outcome] = [
-            failure(subject, step.length, session=root, batch_size=self.study.batch_size, **fields)
+            failure(subject, step.length, session=root, batch_size=self.study.batch_size, layers=layers, **fields)
             for subject in step.subjects
+            for layers in step.layers
             if subject not in fits
         ]
+        if step.purpose != "screening":
+            for subject in fits:  # memory, and what really runs
+                self.wait(self.overhead_s + 2 * self.cost(subject, step.length, step.phase) * self.study.batch_size)
         batches = [(f"{root}-0", self.study.batch_size)]
-        if "throughput" in self.study.metrics:
+        if "throughput" in self.study.metrics and not step.brief:
             batches.append((f"{root}-0{BEST_BATCH}", self.best_batch))
-        seconds = self.overhead_s * len(step.subjects)
-        for name, size in batches:
-            # A batch of many costs a little less for each of its sequences.
-            costs = {s: self.cost(s, step.length, step.phase) * size * (0.9 + 0.1 / size) for s in fits}
-            found = session_at(
-                step.length, costs, self.generator, noise=self.noise, name=name, batch_size=size, **fields
-            ) if costs else []  # fmt: skip
-            for one in found:
-                assert isinstance(one, Measurement)
-                peak = int(self.need(one.workload.subject, step.length, step.phase))
-                outcomes.append(
-                    measurement(
-                        one.workload.subject,
-                        step.length,
-                        one.per_call_s,
-                        session=name,
-                        batch_size=size,
-                        peak_bytes=peak if size == self.study.batch_size else None,
-                        **fields,
-                    )
+        for name, size in batches if fits else ():
+            timed = {
+                (subject, layers): _TimedArm(
+                    self,
+                    # A batch of many costs a little less for each of its sequences.
+                    self.cost(subject, step.length, step.phase, layers) * size * (0.9 + 0.1 / size),
                 )
-            together = sum(costs.values())
-            # cold call, warm-up and memory; then at least four rounds, and more while they take no time
-            seconds += 4 * together + max(4 * together, min(rounds_budget_s(self.study), 50 * together))
+                for subject in fits
+                for layers in step.layers
+            }
+            for arm in timed.values():
+                self.wait(self.overhead_s + arm.seconds)  # its process, and a cold call
+                if not step.brief:
+                    self.wait(max(arm.seconds, 0.5))
+            names = {f"{subject} {layers}": key for key in timed for subject, layers in [key]}
+            rounds = run_rounds(
+                {name: (timed[key], calls_per_block(timed[key].seconds)) for name, key in names.items()},
+                [f"{subject} {layers}" for subject, layers in timed if subject in self.study.baselines],
+                target=step.target,
+                budget_s=SCREENING_ROUNDS_S if step.brief else rounds_budget_s(self.study),
+                clock=lambda: self.clock,
+                seed=len(self.sessions),
+                fewest=2 if step.brief else MIN_ROUNDS,
+            )
+            for each, (subject, layers) in names.items():
+                peak = int(self.need(subject, step.length, step.phase))
+                found = measurement(
+                    subject,
+                    step.length,
+                    [sample.per_call_s for sample in rounds.samples[each]],
+                    session=name,
+                    batch_size=size,
+                    peak_bytes=peak if size == self.study.batch_size and layers is None else None,
+                    layers=layers,
+                    **fields,
+                )
+                outcomes.append(found)
         self.steps.append(step)
-        self.sessions.append((outcomes, seconds))
-        return outcomes, seconds
+        self.sessions.append((outcomes, self.clock - began))
+        return self.sessions[-1]
 
     @property
     def known(self) -> Known:
@@ -236,6 +301,24 @@ class Machine:
         raise AssertionError(f"the search did not end within {most_steps} steps")
 
 
+class _TimedArm:
+    """A subject in a simulated process: as fast as planted, but for what the process has of its own."""
+
+    def __init__(self, machine: Machine, seconds: float) -> None:
+        self._machine = machine
+        self.seconds = seconds * math.exp(machine.noise.processes * machine.generator.standard_normal())
+
+    def time_block(self, calls: int) -> Block:
+        machine = self._machine
+        seconds = calls * self.seconds * machine._speed * machine.noise.draw(machine.generator)
+        machine.wait(seconds)
+        return Block(seconds)
+
+
 def known_of(sessions: Sequence[tuple[list[Outcome], float]]) -> Known:
     """What a store would hold after these sessions."""
-    return Known(tuple(outcome for outcomes, _ in sessions for outcome in outcomes))
+    outcomes = [outcome for found, _ in sessions for outcome in found]
+    return Known(
+        tuple(outcome for outcome in outcomes if outcome.workload.layers is None),
+        tuple(outcome for outcome in outcomes if outcome.workload.layers is not None),
+    )

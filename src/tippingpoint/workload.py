@@ -334,9 +334,12 @@ class Study:
         affinity: See `Workload`.
         batch_size: Sequences per call for latency and peak memory.
         budget_s: Wall time to spend on measuring, in seconds.
-        precision: A tipping point is refined until its bracket is this narrow (0.1 is 10 %).
+        precision: A tipping point is refined until its 95 % interval reaches no further than this share of the
+            length to either side (0.1 is 10 %).
         target: A block of timing ends when the 95 % interval's half-width is below this share.
         repeats: How many fresh processes of each subject are timed at each length.
+        screening: Whether shallow models may tell where to measure; nothing of theirs is reported.
+        whole_range: Whether costs are of interest at every length, and not only where pairs tip.
     """
 
     name: str
@@ -357,6 +360,8 @@ class Study:
     precision: float = 0.1
     target: float = 0.02
     repeats: int = 1
+    screening: bool = True
+    whole_range: bool = False
 
     def __post_init__(self) -> None:
         if not self.baselines or not self.variants:

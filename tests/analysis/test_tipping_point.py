@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from synthetic import failure, measurement, session_at
 from tippingpoint.analysis.comparison import ComparisonPoint
-from tippingpoint.analysis.tipping_point import VERDICTS, TippingPoint, locate, step_drops, tipping_point
+from tippingpoint.analysis.curve import RatioCurve
+from tippingpoint.analysis.tipping_point import VERDICTS, Located, TippingPoint, even_grid, locate, tipping_point
 from tippingpoint.measurement import BEST_BATCH, Measurement, Outcome
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.workload import Subject
@@ -29,6 +30,12 @@ Noise = Callable[[np.random.Generator, int], np.ndarray]
 def curve_of(curve: Curve, lengths: Iterable[float] = LENGTHS, rounds: int = 6) -> list[ComparisonPoint]:
     """Points without noise; `curve` gives the log-ratio at a length."""
     return [ComparisonPoint(length, (curve(length),) * rounds) for length in lengths]
+
+
+def located(points: Sequence[ComparisonPoint], seed: int = 0) -> Located:
+    """What follows from points of subjects that do not pad."""
+    lengths = even_grid(points[0].length, points[-1].length) if points else ()
+    return locate(RatioCurve(tuple(points), seed=seed), lengths)
 
 
 def noisy(
@@ -99,7 +106,7 @@ def _coverage(noise: str, studies: int = 160) -> tuple[float, float]:
             rounds = (6, 8, 12)[number // len(PLANTED) % 3]
             lengths = [128, 256, 512, 724, 1448, 2048, 4096] if number % 2 else LENGTHS
             points = noisy(curve, lengths, rounds, lambda count, g=generator: NOISES[noise](g, count))
-            found = locate(points, seed=number)
+            found = located(points, seed=number)
             # With the heaviest tails six rounds may not settle the longest length; anything else is wrong.
             assert found.verdict in ("crosses", "undecided")
             if found.length is None or found.interval is None:
@@ -114,7 +121,7 @@ def _coverage(noise: str, studies: int = 160) -> tuple[float, float]:
 
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_crossing_without_noise_lies_within_the_interval(name):
-    found = locate(curve_of(PLANTED[name]))
+    found = located(curve_of(PLANTED[name]))
     assert found.verdict == "crosses"
     assert found.interval is not None
     low, high = found.interval
@@ -124,7 +131,7 @@ def test_a_planted_crossing_without_noise_lies_within_the_interval(name):
 
 
 def test_a_straight_line_without_noise_is_recovered_to_the_last_digit():
-    found = locate(curve_of(PLANTED["straight"]))
+    found = located(curve_of(PLANTED["straight"]))
     assert found.length == pytest.approx(TRUTH)
     assert found.interval == pytest.approx((TRUTH, TRUTH))
 
@@ -140,7 +147,7 @@ def test_more_rounds_and_lengths_nearer_to_the_crossing_narrow_the_interval():
                 rounds,
                 lambda count, source=generator: _gaussian(source, count),
             )
-            interval = locate(points).interval
+            interval = located(points).interval
             assert interval is not None
             widths.append(math.log(interval[1] / interval[0]))
         return float(np.median(widths))
@@ -167,7 +174,7 @@ def test_a_verdict_is_wrong_in_fewer_than_2_percent_of_planted_studies(verdict, 
     for number in range(studies):
         generator = np.random.default_rng([number, rounds])
         points = noisy(_VERDICTS[verdict], LENGTHS, rounds, lambda count, g=generator: _heavy_tailed(g, count))
-        found[locate(points, seed=number).verdict] += 1
+        found[located(points, seed=number).verdict] += 1
     assert found[verdict] > 0.98 * studies, found
 
 
@@ -179,7 +186,7 @@ def test_two_that_are_equal_at_the_longest_length_are_undecided_but_for_the_leve
         points = noisy(
             lambda length: -0.1 * math.log2(8192 / length), LENGTHS, 8, lambda count, g=generator: _gaussian(g, count)
         )
-        found[locate(points, seed=number).verdict] += 1
+        found[located(points, seed=number).verdict] += 1
     assert found["undecided"] >= 0.84 * 200, found
     assert found["crosses"] <= 0.10 * 200, found
     assert found["always"] == 0, found
@@ -190,31 +197,31 @@ def test_a_variant_that_is_slightly_worse_everywhere_is_called_better_in_fewer_t
     for number in range(200):
         generator = np.random.default_rng(number)
         points = noisy(lambda length: -0.01, LENGTHS, 8, lambda count, g=generator: _gaussian(g, count))
-        claims += locate(points, seed=number).verdict in ("crosses", "always", "several crossings")
+        claims += located(points, seed=number).verdict in ("crosses", "always", "several crossings")
     assert claims < 0.02 * 200
 
 
 def test_a_variant_that_is_better_only_at_shorter_lengths_never_tips_and_the_note_says_where_it_is_better():
-    found = locate(curve_of(lambda length: 0.2 if length <= 512 else -0.2))
+    found = located(curve_of(lambda length: 0.2 if length <= 512 else -0.2))
     assert found.verdict == "never"
     assert found.length is None
     assert found.notes == ("it is better at 512, and not at longer lengths",)
 
 
 def test_the_last_of_several_crossings_is_the_tipping_point():
-    found = locate(curve_of(_VERDICTS["several crossings"]))
+    found = located(curve_of(_VERDICTS["several crossings"]))
     assert found.verdict == "several crossings"
     # the cosine comes up through zero at three quarters of its period of 6 octaves
     assert found.length == pytest.approx(128 * 2**4.5, rel=0.05)
 
 
 def test_no_observation_is_undecided():
-    assert locate([]).verdict == "undecided"
+    assert located([]).verdict == "undecided"
 
 
 def test_within_noise_at_the_shortest_length_and_better_from_there_on_is_always_with_a_note():
     points = [ComparisonPoint(128, (0.05, -0.04) * 4), ComparisonPoint(256, (0.3,) * 8)]
-    found = locate(points)
+    found = located(points)
     assert found.notes == ("at the shortest length the two are within noise",)
     assert found.verdict == "always"
 
@@ -227,17 +234,13 @@ observations = st.lists(
 )
 
 
-@given(
-    seen=observations,
-    staircase=st.booleans(),
-    falls=st.just(()) | st.lists(st.floats(-1, 0), min_size=6, max_size=6),
-)
-def test_a_tipping_point_never_lies_outside_the_measured_lengths(seen, staircase, falls):
+@given(seen=observations)
+def test_a_tipping_point_never_lies_outside_the_measured_lengths(seen):
     points = [
         ComparisonPoint(128 * 2**number, tuple(values), censored=censored)
         for number, (values, censored) in enumerate(seen)
     ]
-    found = locate(points, staircase=staircase, drops=falls[: len(points)])
+    found = located(points)
     assert found.verdict in VERDICTS
     assert (found.length is None) == (found.interval is None)
     assert (found.length is not None) == (found.verdict in ("crosses", "several crossings"))
@@ -253,7 +256,7 @@ def test_a_tipping_point_never_lies_outside_the_measured_lengths(seen, staircase
 @given(seen=observations)
 def test_the_same_observations_give_the_same_answer(seen):
     points = [ComparisonPoint(100 + number, tuple(values), censored=c) for number, (values, c) in enumerate(seen)]
-    assert locate(points) == locate(points)
+    assert located(points) == located(points)
 
 
 # From outcomes
@@ -391,26 +394,6 @@ def test_a_variant_that_is_ahead_only_at_the_ends_of_its_steps_is_not_always_bet
     assert found.verdict == "crosses"
     assert found.interval is not None
     assert found.interval[0] <= last_length_at_which_the_staircase_loses() <= found.interval[1]
-
-
-def test_the_fall_beyond_a_step_is_that_of_the_positions_it_executes():
-    points = curve_of(lambda length: 0.0, (300, 512, 513, 1024))
-    falls = step_drops(points, BERT, LONGFORMER, "latency")
-    # The baseline's own growth up to the next step makes up for some of it.
-    expected = [
-        math.log(513 / 300 / 2),
-        math.log(513 / 512 / 2),
-        math.log(1025 / 513 / 1.5),
-        math.log(1025 / 1024 / 1.5),
-    ]
-    assert falls == pytest.approx([min(0, fall) for fall in expected])
-    # Its memory may be nothing but weights, and not grow at all.
-    assert step_drops(points, BERT, LONGFORMER, "peak_memory")[1] == pytest.approx(-math.log(2))
-
-
-def test_a_variant_that_does_not_pad_has_no_steps():
-    points = curve_of(lambda length: 0.0)
-    assert step_drops(points, BERT, LOCAL, "latency") == (0,) * len(points)
 
 
 def test_a_baseline_that_runs_out_of_memory_has_lost_from_there_on():

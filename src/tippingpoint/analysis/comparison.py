@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
-from tippingpoint.intervals import REPLICATES, center_replicates
+from tippingpoint.intervals import REPLICATES, center_replicates, interval
 from tippingpoint.measurement import BEST_BATCH, Failure, Measurement, Outcome, is_best_batch, paired_log_ratios
 from tippingpoint.workload import Subject
 
@@ -40,15 +41,23 @@ class ComparisonPoint:
         """Return bootstrap replicates of the log-ratio, [count]; infinite where memory ran out."""
         if self.censored:
             return np.full(REPLICATES, self.censored * math.inf)
-        values = center_replicates(self.log_ratios, self.processes)
-        if self.tolerance:
-            values = values + self.tolerance / 1.96 * np.random.default_rng(0).standard_normal(values.size)
-        return values
+        return _replicates(self.log_ratios, self.processes, self.tolerance)
+
+    @property
+    def center(self) -> float:
+        """Median of the log-ratio."""
+        return float(np.median(self.replicates()))
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of a normal distribution whose 95 % interval is as wide as that of the log-ratio."""
+        low, high = interval(self.replicates())
+        return (high - low) / (2 * 1.96)
 
     @property
     def ratio(self) -> float:
         """How many times better the variant is: median of baseline cost over variant cost."""
-        return math.exp(float(np.median(self.replicates())))
+        return math.exp(self.center)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -61,6 +70,16 @@ class ComparisonPoint:
         """+1 or -1 where the 95 % interval says who is better, 0 where it does not."""
         low, high = self.interval
         return 1 if low > 1 else -1 if high < 1 else 0
+
+
+# A search asks for the same points again after every session.
+@lru_cache(maxsize=512)
+def _replicates(log_ratios: tuple[float, ...], processes: tuple[int, ...], tolerance: float) -> np.ndarray:
+    values = center_replicates(log_ratios, processes)
+    if tolerance:
+        values = values + tolerance / 1.96 * np.random.default_rng(0).standard_normal(values.size)
+    values.flags.writeable = False
+    return values
 
 
 def comparison_points(

@@ -1,13 +1,13 @@
 """The length from which a variant stays better than a baseline, with an interval and a verdict.
 
-At each measured length there are replicates of y = log(cost of baseline / cost of variant). In each replicate
-the sign changes of y against log length are found; where y comes up through zero for the last time, a tipping
-point lies. The interval holds the noise of the measurements and what is not known between two lengths: the
-crossing is placed by a straight line or by a parabola through either neighbour, at random, and anywhere
-between them where a subject pads to a multiple (its cost is a staircase) or ran out of memory.
+What is known of y = log(cost of baseline / cost of variant) at every length is a set of draws of a smooth curve
+(`curve.RatioCurve`). Where a draw comes up through zero for the last time, a tipping point lies; the draws together
+give median, interval and verdict. They hold the noise of the measurements and what is not known between two
+lengths. Where a subject ran out of memory the curve ends: the edge lies anywhere between the longest length that
+fitted and the shortest that did not.
 
 A subject that pads pays for whole steps: where it is ahead at the end of a step it may be behind one position
-further on. It counts as better from a length on only if it stays ahead when the next step begins.
+further on. The draws are looked at on both sides of every step.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ from functools import cache
 import numpy as np
 
 from tippingpoint.analysis.comparison import ComparisonPoint, comparison_points
+from tippingpoint.analysis.curve import RatioCurve
 from tippingpoint.measurement import Outcome
+from tippingpoint.models.architecture import Architecture
 from tippingpoint.models.catalog import ARCHITECTURES, architecture_of
 from tippingpoint.units import format_length, format_percent
 from tippingpoint.workload import Subject
 
 VERDICTS = ("crosses", "always", "never", "several crossings", "undecided")
-# A verdict holds if this share of the replicates agrees.
+# A verdict holds if this share of the draws agrees.
 _CONFIDENCE = 0.95
+# Lengths at which a curve is looked at: 1.5 % apart over six octaves, and straight between them.
+_GRID = 280
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -135,10 +139,10 @@ def tipping_point(
     """
     architecture = architecture_of(baseline)
     points = comparison_points(outcomes, baseline, variant, metric=metric, phase=phase, batch_size=batch_size)
-    found = locate_pair(points, baseline, variant, metric)
+    found = locate_pair(points, baseline, variant)
     notes = list(found.notes)
     if found.length is not None and _is_staircase(baseline, variant):
-        notes.append("one of the two pads to a multiple, so the crossing may lie anywhere between two lengths")
+        notes.append("one of the two pads to a multiple: just beyond each step it is worse than just before")
     positions = interval = None
     if found.length is not None and found.interval is not None:
         # Tokens and pixels come whole: a crossing between two of them is rounded as it is printed.
@@ -175,68 +179,78 @@ class Located:
     notes: tuple[str, ...] = ()
 
 
-def locate_pair(points: Sequence[ComparisonPoint], baseline: Subject, variant: Subject, metric: str) -> Located:
+def ratio_curve(points: Sequence[ComparisonPoint], baseline: Subject, variant: Subject) -> RatioCurve:
+    """Return what the observations of a pair tell of its log-ratio at every length."""
+    ours, theirs = architecture_of(variant), architecture_of(baseline)
+    return RatioCurve(tuple(points), theirs.executed_positions, ours.executed_positions)
+
+
+def locate_pair(points: Sequence[ComparisonPoint], baseline: Subject, variant: Subject) -> Located:
     """Find the tipping point of a pair among its observations, knowing where its subjects pad; see `locate`."""
-    drops = step_drops(points, baseline, variant, metric)
-    return locate(points, staircase=_is_staircase(baseline, variant), drops=drops)
+    if not points:
+        return locate(RatioCurve(()), ())
+    low, high = points[0].length, points[-1].length
+    return locate(ratio_curve(points, baseline, variant), grid(low, high, baseline, variant))
 
 
 def _is_staircase(*subjects: Subject) -> bool:
     return any(architecture_of(subject).lengths.executed for subject in subjects)
 
 
-def step_drops(
-    points: Iterable[ComparisonPoint], baseline: Subject, variant: Subject, metric: str
-) -> tuple[float, ...]:
-    """Return how far the log-ratio may fall, at most, between each point and the next step of the variant.
-
-    0 where the variant does not pad. A cost is taken to grow in proportion to the executed positions at most,
-    and a baseline's time in proportion to its positions at least; its memory may not grow at all.
-
-    Args:
-        points: At growing lengths.
-        baseline: The subject to beat.
-        variant: The subject that may be better.
-        metric: "latency", "throughput" or "peak_memory".
-    """
-    if architecture_of(variant).lengths.executed is None:
-        return tuple(0.0 for _ in points)
-    grows = metric != "peak_memory"
-    return tuple(_step_drop(point.length, baseline.architecture, variant.architecture, grows) for point in points)
+def grid(low: float, high: float, baseline: Subject, variant: Subject) -> tuple[float, ...]:
+    """Return lengths at which to look at a curve: evenly spaced on the logarithmic scale, and both sides of steps."""
+    return _grid(float(low), float(high), baseline.architecture, variant.architecture)
 
 
 @cache
-def _step_drop(length: float, baseline: str, variant: str, baseline_grows: bool) -> float:
-    ours, theirs = ARCHITECTURES[variant], ARCHITECTURES[baseline]
-    executed = ours.executed_positions(length)
-    beyond = length
-    while ours.executed_positions(beyond) <= executed:
-        beyond += ours.lengths.multiple_of
-    gained = math.log(theirs.positions(beyond) / theirs.positions(length)) if baseline_grows else 0.0
-    return min(0.0, gained - math.log(ours.executed_positions(beyond) / executed))
+def _grid(low: float, high: float, *architectures: str) -> tuple[float, ...]:
+    lengths = set(even_grid(low, high))
+    for row in (ARCHITECTURES[name] for name in architectures):
+        if row.lengths.executed is None:
+            continue
+        end = low
+        for length in sorted(lengths):
+            # Of steps that lie closer than the grid, one for each of its places is enough.
+            if end < length:
+                end = _end_of_step(row, length)
+                lengths |= {edge for edge in (end, end + row.lengths.multiple_of) if edge < high}
+    return tuple(sorted(lengths))
 
 
-def locate(
-    points: Sequence[ComparisonPoint], *, staircase: bool = False, drops: Sequence[float] = (), seed: int = 0
-) -> Located:
-    """Find the tipping point among observations.
+def _end_of_step(row: Architecture, length: float) -> float:
+    """Return the longest length for which an architecture executes no more positions than for this one."""
+    executed, step = row.executed_positions(length), row.lengths.multiple_of
+    inside = math.floor(length / step)
+    beyond = inside + 1
+    while row.executed_positions(beyond * step) <= executed:
+        inside, beyond = beyond, 2 * beyond
+    while beyond - inside > 1:
+        middle = (inside + beyond) // 2
+        if row.executed_positions(middle * step) <= executed:
+            inside = middle
+        else:
+            beyond = middle
+    return float(inside * step)
+
+
+def even_grid(low: float, high: float) -> tuple[float, ...]:
+    """Return lengths evenly spaced on the logarithmic scale, both ends among them."""
+    return (low, *np.geomspace(low, high, _GRID)[1:-1].tolist(), high) if low < high else (low,)
+
+
+def locate(curve: RatioCurve, lengths: Sequence[float]) -> Located:
+    """Find the tipping point on a curve.
 
     Args:
-        points: At growing lengths.
-        staircase: Whether cost may jump anywhere between two lengths.
-        drops: For each point, how far the log-ratio may fall before the next one: see `step_drops`.
-        seed: Of the generator that places crossings between two lengths.
+        curve: What is known.
+        lengths: Where to look at it, growing, from the shortest to the longest observation.
     """
+    points = curve.points
     if not points:
         return Located("undecided", notes=("no length gave a comparison",))
-    replicates = np.stack([point.replicates() for point in points], axis=1)
-    # Points have unlike noise, and their replicates come from the same seed: shuffling makes them independent.
-    generator = np.random.default_rng(seed)
-    replicates = generator.permuted(replicates, axis=0)
-    # Beyond the longest length nothing is said.
-    falls = np.array([*drops[:-1], 0.0]) if drops else np.zeros(len(points))
-    share_always = float((replicates + falls > 0).all(axis=1).mean())
-    share_ends_better = float((replicates[:, -1] > 0).mean())
+    draws = curve.draws(lengths)
+    share_always = float((draws > 0).all(axis=1).mean())
+    share_ends_better = float((draws[:, -1] > 0).mean())
     confident = [sign for sign in (point.sign for point in points) if sign]
     changes = sum(first != second for first, second in itertools.pairwise(confident))
 
@@ -252,9 +266,7 @@ def locate(
         return Located("undecided", notes=(note,))
     if share_always >= _CONFIDENCE:
         return Located("always")
-    logs = np.log([point.length for point in points])
-    crossings = _last_crossings(logs, replicates, falls, staircase, generator)
-    low, middle, high = np.exp(np.percentile(crossings, [2.5, 50, 97.5]))
+    low, middle, high = np.exp(np.percentile(last_crossings(lengths, draws), [2.5, 50, 97.5]))
     notes = ()
     if share_always > 1 - _CONFIDENCE:
         notes = ("at the shortest length the two are within noise",)
@@ -264,84 +276,24 @@ def locate(
     return Located(verdict, float(middle), (float(low), float(high)), notes)
 
 
-def _last_crossings(
-    logs: np.ndarray, values: np.ndarray, falls: np.ndarray, staircase: bool, generator: np.random.Generator
-) -> np.ndarray:
-    """Return the log length at which each replicate comes up through zero for the last time, [replicates].
+def last_crossings(lengths: Sequence[float], draws: np.ndarray) -> np.ndarray:
+    """Return the log length at which each draw comes up through zero for the last time, [draws].
 
-    A replicate that is never below zero crosses no later than the shortest length.
+    A draw that is never below zero crosses no later than the shortest length, one that ends below zero no earlier
+    than the longest.
 
     Args:
-        logs: Logarithms of the lengths, [points].
-        values: Replicates of the log-ratio, [replicates, points].
-        falls: How far it may fall right after each point, [points].
-        staircase: Whether it may jump anywhere between two lengths.
-        generator: Places crossings between two lengths.
+        lengths: Growing.
+        draws: Of the log-ratio, [draws, lengths].
     """
-    last = len(logs) - 1
-    behind, unsafe = _last_true(values <= 0), _last_true(values + falls <= 0)
-    crossings = np.where(unsafe < 0, logs[0], logs[-1])
-    rows = np.flatnonzero((unsafe >= 0) & (unsafe < last))
-    left, right = np.maximum(behind[rows], 0), unsafe[rows] + 1
-    crossings[rows] = generator.uniform(logs[left], logs[right])
-    finite = np.isfinite(values[rows, left]) & np.isfinite(values[rows, right])
-    if not staircase:
-        smooth = finite & (right == left + 1)
-        crossings[rows[smooth]] = _interpolated(logs, values[rows[smooth]], left[smooth], generator)
+    logs = np.log(lengths)
+    behind = draws <= 0
+    last = np.where(behind.any(axis=1), logs.size - 1 - behind[:, ::-1].argmax(axis=1), -1)
+    crossings = np.where(last < 0, logs[0], logs[-1])
+    rows = np.flatnonzero((last >= 0) & (last < logs.size - 1))
+    left = last[rows]
+    y0, y1 = draws[rows, left], draws[rows, left + 1]
+    finite = np.isfinite(y0) & np.isfinite(y1)
+    share = np.where(finite, -y0, 0.5) / np.where(finite, y1 - y0, 1.0)
+    crossings[rows] = logs[left] + share * (logs[left + 1] - logs[left])
     return crossings
-
-
-def _last_true(flags: np.ndarray) -> np.ndarray:
-    """Return the last column that is true in each row, -1 where none is."""
-    return np.where(flags.any(axis=1), flags.shape[1] - 1 - flags[:, ::-1].argmax(axis=1), -1)
-
-
-def _interpolated(
-    logs: np.ndarray, values: np.ndarray, left: np.ndarray, generator: np.random.Generator
-) -> np.ndarray:
-    """Return where each replicate crosses zero between `left` and the next length, [replicates].
-
-    By a straight line or by a parabola through either neighbour, at random among those there are.
-    """
-    rows = np.arange(len(values))
-    x0, x1, y0, y1 = logs[left], logs[left + 1], values[rows, left], values[rows, left + 1]
-    straight = x0 - y0 * (x1 - x0) / (y1 - y0)
-    neighbours = np.stack([left - 1, left + 2])
-    there = (neighbours >= 0) & (neighbours < len(logs))
-    neighbours = np.where(there, neighbours, left)
-    there &= np.isfinite(values[rows, neighbours])
-    # A choice among 1, 2 or 3: below the number of neighbours it is one of them, else the straight line.
-    choice = generator.integers(there.sum(axis=0) + 1)
-    second = (choice == 1) | ~there[0]
-    chosen = np.where(second, neighbours[1], neighbours[0])
-    curved = choice < there.sum(axis=0)
-    x2 = np.where(curved, logs[chosen], x1 + 1.0)
-    y2 = np.where(curved, values[rows, chosen], y1)
-    return np.where(curved, _parabola_root(x0, x1, x2, y0, y1, y2, straight), straight)
-
-
-def _parabola_root(
-    x0: np.ndarray,
-    x1: np.ndarray,
-    x2: np.ndarray,
-    y0: np.ndarray,
-    y1: np.ndarray,
-    y2: np.ndarray,
-    straight: np.ndarray,
-) -> np.ndarray:
-    """Return the root between x0 and x1 of each parabola through three points.
-
-    There is one because the values at both ends have opposite signs; `straight` is for a flat parabola.
-    """
-    slope = (y1 - y0) / (x1 - x0)
-    bend = ((y2 - y1) / (x2 - x1) - slope) / (x2 - x0)
-    # y0 + slope t + bend t (t - h) with t = x - x0, h = x1 - x0
-    linear = slope - bend * (x1 - x0)
-    square = linear**2 - 4 * bend * y0
-    flat = (np.abs(bend) < 1e-12) | (square < 0)
-    bend, square = np.where(flat, 1.0, bend), np.where(flat, 0.0, square)
-    found = straight
-    for sign in (-1, 1):
-        root = x0 + (-linear + sign * np.sqrt(square)) / (2 * bend)
-        found = np.where(~flat & (x0 <= root) & (root <= x1), root, found)
-    return found

@@ -73,6 +73,7 @@ def run_rounds(
     seed: int = 0,
     process: int = 0,
     origin: float | None = None,
+    fewest: int = MIN_ROUNDS,
 ) -> Rounds:
     """Time the arms in interleaved rounds until every interval is tight, noise plateaus or the budget ends.
 
@@ -81,11 +82,12 @@ def run_rounds(
         baselines: Names of the arms that the others are held against; with none of them among `arms`, every
             arm's own latency decides.
         target: Half-width of the 95 % interval of the median log-ratio (or log-latency) to reach.
-        budget_s: Seconds for all rounds together; at least four rounds are run whatever they take.
+        budget_s: Seconds for all rounds together; the fewest rounds are run whatever they take.
         clock: Of the parent.
         seed: Of the order.
         process: Which process of each subject is timed, from 0; no two of them share a round.
         origin: The clock when the session's first block began; now by default.
+        fewest: Rounds to run at least, an even number.
     """
     samples: dict[str, list[Sample]] = {name: [] for name in arms}
     noise: list[float] = []
@@ -114,7 +116,7 @@ def run_rounds(
                 )
                 if not again:
                     break
-        if number < MIN_ROUNDS or number % 2:
+        if number < fewest or number % 2:
             continue
         compared = _compared(samples, baselines)
         noise.append(max(float(values.std(ddof=1)) for values in compared))

@@ -28,7 +28,7 @@ from tippingpoint.profiling.device import available_memory, now, settle
 from tippingpoint.profiling.hardware import usable_cores
 from tippingpoint.profiling.memory import SAFE_SHARE, KnownPoints, activation_bytes
 from tippingpoint.profiling.process import WorkerError, WorkerProcess
-from tippingpoint.profiling.rounds import Block, Rounds, run_rounds
+from tippingpoint.profiling.rounds import MIN_ROUNDS, Block, Rounds, run_rounds
 from tippingpoint.profiling.timing import WarmUp, calls_per_block
 from tippingpoint.profiling.worker import Inspection
 from tippingpoint.workload import Workload
@@ -42,6 +42,7 @@ BATCH_GAIN = 0.05
 _BATCH_CALL_SHARE = 0.1
 # Parts of a length at which memory is measured before the whole is refused.
 _PROBE_SHARES = (64, 32)
+_BRIEF_ROUNDS = 2
 # How fast the machine is: by fingerprint of the environment, device and dtype.
 _PEAKS: dict[tuple[str, str, str], Peaks] = {}
 
@@ -59,6 +60,7 @@ class Effort:
         timeout_s: Seconds after which a single answer of a worker is given up.
         repeats: How many processes of each subject are timed, one after the other.
         energy: Whether to read energy counters, which takes 10 s and more for each workload.
+        brief: Time two rounds after two calls, and no more: where time is not what is asked for.
     """
 
     target: float = 0.02
@@ -66,6 +68,7 @@ class Effort:
     timeout_s: float = 600.0
     repeats: int = 1
     energy: bool = False
+    brief: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,8 @@ class _Arm:
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
         self.architecture = architecture_of(workload.subject)
-        self.name = str(workload.subject)
+        shallow = "" if workload.layers is None else f" ({workload.layers} layers)"
+        self.name = f"{workload.subject}{shallow}"
         self.batch_size = workload.batch_size
         self.alone: _Alone | None = None
         self.outcomes: list[Outcome] = []
@@ -253,6 +257,62 @@ def measure_together(
     return [arm.outcomes[0] for arm in arms] + [late for arm in arms for late in arm.outcomes[1:]]
 
 
+def screen(
+    workloads: Sequence[Workload],
+    *,
+    effort: Effort | None = None,
+    known: Sequence[KnownPoints] | None = None,
+    progress: Progress | None = None,
+) -> list[Outcome]:
+    """Look at workloads roughly, all of them side by side: two rounds, no path check, no memory, no FLOPs.
+
+    For deciding what to measure; not for numbers that anybody reports.
+
+    Args:
+        workloads: What to look at, mostly models of few layers.
+        effort: Its time budget and timeouts.
+        known: For each workload, the memory that shorter lengths of its subject needed.
+        progress: Called with one line at a time.
+
+    Returns:
+        One outcome for each workload, in order.
+
+    Raises:
+        InputError: If a workload itself is not legal.
+    """
+    effort = replace(effort or Effort(), brief=True, repeats=1)
+    say = progress or (lambda line: logger.info("%s", line))
+    session = f"{uuid.uuid4().hex[:12]}-0"
+    arms = [_Arm(resolve_workload(workload)) for workload in workloads]
+    with ExitStack() as stack:
+        environments: dict[str, tuple[Environment, int]] = {}
+        for arm, points in zip(arms, known or [()] * len(arms), strict=True):
+            worker = stack.enter_context(arm.process(effort))
+            with contextlib.suppress(WorkerError):
+                environments[arm.name] = worker.environment, arm.ask(session, "build", arm.workload, points, None)
+        taken = _Taken(session)
+        say(f"a look at {_list(arms)}")
+        built = [arm for arm in arms if arm.name in environments]
+        for arm in _Timing(built, set(), effort, session, say).rounds(built, taken, 0):
+            environment, parameters = environments[arm.name]
+            arm.outcomes.append(
+                Measurement(
+                    workload=arm.workload,
+                    environment=environment,
+                    session=session,
+                    positions=arm.positions,
+                    executed_positions=arm.architecture.executed_positions(arm.workload.length),
+                    parameters=parameters,
+                    attention="not looked at",
+                    warm_ups_s=tuple(warm_up.per_call_s for warm_up in taken.warm_ups[arm.name]),
+                    samples=taken.samples[arm.name],
+                    stop_reason="; ".join(taken.stop_reasons),
+                    notes=("a rough look, for deciding what to measure",),
+                )
+            )
+    return [arm.outcomes[0] for arm in arms]
+
+
 def _measure_alone(arm: _Arm, known: KnownPoints, effort: Effort, session: str) -> _Alone:
     """Measure memory and path in a process of the workload's own, unless it cannot fit.
 
@@ -348,7 +408,7 @@ class _Timing:
         for process in range(self.effort.repeats):
             with self._alive(self.session) as alive:
                 self.say(f"latency of {_list(alive)}{self._ordinal(process)}")
-                self.arms = self._rounds(alive, taken, process)
+                self.arms = self.rounds(alive, taken, process)
                 if process < self.effort.repeats - 1:
                     continue
                 self._record(taken)
@@ -365,7 +425,7 @@ class _Timing:
             with self._alive(session) as alive:
                 named = ", ".join(f"{arm.name} (batch {arm.workload.batch_size})" for arm in alive)
                 self.say(f"throughput of {named}{self._ordinal(process)}")
-                self.arms = self._rounds(alive, taken, process)
+                self.arms = self.rounds(alive, taken, process)
         self._record(taken)
 
     def _ordinal(self, process: int) -> str:
@@ -384,7 +444,7 @@ class _Timing:
                     alive.append(arm)
             yield alive
 
-    def _rounds(self, arms: list[_Arm], taken: _Taken, process: int) -> list[_Arm]:
+    def rounds(self, arms: list[_Arm], taken: _Taken, process: int) -> list[_Arm]:
         """Warm arms up and run paired rounds; return the arms that came through.
 
         An arm that fails on the way records itself and is dropped, and the rounds start again without it.
@@ -393,7 +453,7 @@ class _Timing:
             failures = {arm.name: len(arm.outcomes) for arm in arms}
             turns: list[str] = []
             try:
-                warm = {arm.name: arm.ask(taken.session, "warm_up") for arm in arms}
+                warm = {arm.name: arm.ask(taken.session, "warm_up", self.effort.brief) for arm in arms}
                 if taken.begin is None:
                     taken.begin = now()
                 rounds = run_rounds(
@@ -404,6 +464,7 @@ class _Timing:
                     clock=now,
                     process=process,
                     origin=taken.begin,
+                    fewest=_BRIEF_ROUNDS if self.effort.brief else MIN_ROUNDS,
                 )
             except WorkerError:
                 arms = [arm for arm in arms if len(arm.outcomes) == failures[arm.name]]

@@ -15,6 +15,7 @@ from tippingpoint.profiling.device import Device
 MIN_BLOCK_S = 0.02
 MAX_WARM_UP_S = 5.0
 MAX_WARM_UP_CALLS = 300
+_BRIEFLY_S = 1.0
 _MEANS_AGREE = 0.10
 _QUARTILES_AGREE = 0.05
 
@@ -27,7 +28,7 @@ class WarmUp:
     settled: bool
 
 
-def warm_up(device: Device, call: Callable[[], None]) -> WarmUp:
+def warm_up(device: Device, call: Callable[[], None], *, brief: bool = False) -> WarmUp:
     """Call until calls take as long as those before them.
 
     At least one call and 0.5 s (1 s on CUDA) beyond the cold one; then until the third and the fourth quarter of
@@ -36,10 +37,13 @@ def warm_up(device: Device, call: Callable[[], None]) -> WarmUp:
     Args:
         device: Whose clock counts.
         call: What to run.
+        brief: Two calls will do, or a first one of a second, whether they agree or not: for a rough look.
     """
     times: list[float] = []
     while True:
         times.append(device.time_block(call, 1)[0])
+        if brief and (len(times) == 2 or times[0] >= _BRIEFLY_S):
+            return WarmUp(tuple(times), settled=True)
         spent = sum(times[1:])
         capped = spent >= MAX_WARM_UP_S or len(times) >= MAX_WARM_UP_CALLS
         if len(times) < 2 or (spent < device.least_warm_up_s and not capped):

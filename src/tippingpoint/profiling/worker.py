@@ -206,11 +206,11 @@ class Worker:
         self.workload = self.workload.replace(batch_size=batch_size)
         self._call = self.subject.call(self.workload)
 
-    def warm_up(self) -> tuple[WarmUp, int]:
+    def warm_up(self, brief: bool = False) -> tuple[WarmUp, int]:
         """Warm up; return its record and the number of calls that make a block."""
         if self._call is None:
             self._call = self.subject.call(self.workload)
-        record = warm_up(self.device, self._call)
+        record = warm_up(self.device, self._call, brief=brief)
         # What lives now lives until the end; the collection before each block need not look at it again.
         gc.collect()
         gc.freeze()

@@ -20,9 +20,17 @@ from tippingpoint.models.catalog import architecture_of, check_subject, modality
 from tippingpoint.profiling.device import now
 from tippingpoint.profiling.memory import activation_bytes
 from tippingpoint.profiling.process import WorkerProcess
-from tippingpoint.profiling.session import Effort, default_threads, measure_together
+from tippingpoint.profiling.session import Effort, default_threads, measure_together, screen
 from tippingpoint.store import Store
-from tippingpoint.study.search import Known, Step, next_step, pairs, rounds_budget_s
+from tippingpoint.study.search import (
+    SCREENING_LAYERS,
+    SCREENING_ROUNDS_S,
+    Known,
+    Step,
+    next_step,
+    pairs,
+    rounds_budget_s,
+)
 from tippingpoint.units import format_length, format_seconds
 from tippingpoint.workload import Study, Subject
 
@@ -144,25 +152,42 @@ def run_study(
             break
         say(_announce(study, step, spent))
         begin = now()
-        outcomes = measure_together(
-            [study.workload(subject, step.length, step.phase) for subject in step.subjects],
-            baselines=sum(subject in study.baselines for subject in step.subjects),
-            effort=Effort(
-                target=study.target,
-                budget_s=rounds_budget_s(study),
-                repeats=study.repeats,
-                timeout_s=min(_TIMEOUT_BOUNDS_S[1], max(_TIMEOUT_BOUNDS_S[0], 2 * remaining)),
-            ),
-            largest_batches=step.largest_batches if "throughput" in study.metrics else None,
-            known=[_memory_points(study, subject, step.phase, known) for subject in step.subjects],
-            progress=lambda line: say(f"    {line}"),
-        )
+        outcomes = _measure(study, step, known, remaining, lambda line: say(f"    {line}"))
         store.add(outcomes, study=key, seconds=now() - begin, label=label)
     result = collect(study, store, environment, label)
     if not any(isinstance(outcome, Measurement) for outcome in result.outcomes):
         reasons = "; ".join(sorted({str(outcome).replace("\n ", ":") for outcome in result.outcomes}))
         raise AnswerError(f"nothing could be measured: {reasons or 'no length was legal'}")
     return result
+
+
+def _measure(
+    study: Study, step: Step, known: Known, remaining_s: float, progress: Callable[[str], None]
+) -> list[Outcome]:
+    effort = Effort(
+        target=step.target,
+        budget_s=SCREENING_ROUNDS_S if step.brief else rounds_budget_s(study),
+        repeats=1 if step.brief else study.repeats,
+        timeout_s=min(_TIMEOUT_BOUNDS_S[1], max(_TIMEOUT_BOUNDS_S[0], 2 * remaining_s)),
+        brief=step.brief,
+    )
+    workloads = [
+        study.workload(subject, step.length, step.phase).replace(layers=layers)
+        for subject in step.subjects
+        for layers in step.layers
+    ]
+    if step.purpose == "screening":
+        # What a shallow model holds at once does not grow with its depth, but for training.
+        points = [_memory_points(study, workload.subject, step.phase, known) for workload in workloads]
+        return screen(workloads, effort=effort, known=points, progress=progress)
+    return measure_together(
+        workloads,
+        baselines=sum(subject in study.baselines for subject in step.subjects),
+        effort=effort,
+        largest_batches=step.largest_batches if "throughput" in study.metrics and not step.brief else None,
+        known=[_memory_points(study, subject, step.phase, known) for subject in step.subjects],
+        progress=progress,
+    )
 
 
 def collect(study: Study, store: Store, environment: Environment, label: str = "") -> StudyResult:
@@ -306,13 +331,19 @@ def read_known(study: Study, store: Store, environment: Environment, label: str 
         if label in ("", session.label)
         for outcome in session.outcomes
     ]
-    return Known(tuple(outcome for outcome in found if _belongs(study, outcome)))
+    return Known(
+        tuple(outcome for outcome in found if _belongs(study, outcome, (None,), batches=True)),
+        tuple(outcome for outcome in found if _belongs(study, outcome, SCREENING_LAYERS)),
+    )
 
 
-def _belongs(study: Study, outcome: Outcome) -> bool:
+def _belongs(study: Study, outcome: Outcome, layers: tuple[int | None, ...], *, batches: bool = False) -> bool:
+    """Whether an outcome is of a study's subjects, with some depth; with `batches`, at whatever batch size."""
     workload = outcome.workload
-    same = study.workload(workload.subject, workload.length, workload.phase).replace(batch_size=workload.batch_size)
-    return workload.subject in study.subjects and workload.phase in study.phases and workload == same
+    if workload.subject not in study.subjects or workload.phase not in study.phases or workload.layers not in layers:
+        return False
+    same = study.workload(workload.subject, workload.length, workload.phase).replace(layers=workload.layers)
+    return workload == (same.replace(batch_size=workload.batch_size) if batches else same)
 
 
 def _memory_points(study: Study, subject: Subject, phase: str, known: Known) -> list[tuple[int, int]]:
