@@ -242,34 +242,40 @@ class _Place:
 
 
 def _trend(points: Sequence[TippingPoint]) -> str:
-    """Return how the tipping point moves from the smallest batch size to the largest."""
+    """Return how the tipping point moves with the batch size, and where nothing is known of it."""
     places = [place for place in map(_place, points) if place]
     if len(places) < 2:
         known = "at one batch size only" if places else "at no batch size"
-        return f"The tipping point is known {known}, so how it moves with the batch size is not."
-    sentences = [_movement("The tipping point", places)]
-    batches = [place for place in map(_place_per_batch, points) if place]
-    if len(batches) > 1:
-        sentences.append(_movement("Counted in positions per batch it", batches))
+        return f"The tipping point is known {known}."
+    moved = _movement(places)
+    if moved is None and all(point.length is None for point in points):
+        sentences = ["No tipping point lies within the lengths measured at any batch size."]
+    elif moved is None:
+        sentences = ["The tipping point does not move measurably with the batch size."]
+    else:
+        sentences = [f"The tipping point {moved}."]
+        # Were it a matter of positions per batch alone, these would stay where they are.
+        batches = [place for place in map(_place_per_batch, points) if place]
+        if len(batches) > 1:
+            counted = _movement(batches) or "does not move measurably"
+            sentences.append(f"Counted in positions per batch it {counted}.")
+    unknown = {point.batch_size for point in points} - {place.batch_size for place in places}
+    if unknown:
+        sentences.append(f"Nothing certain is known at batch {', '.join(map(str, sorted(unknown)))}.")
     return " ".join(sentences)
 
 
-def _movement(what: str, places: Sequence[_Place]) -> str:
-    """Return one sentence; only intervals that do not overlap are a movement."""
+def _movement(places: Sequence[_Place]) -> str | None:
+    """Return how places move, None where they do not; only intervals that do not overlap are a movement."""
     apart = [(a, b) for a, b in itertools.combinations(places, 2) if a.high < b.low or b.high < a.low]
-    if not apart:
-        between = f"between batch {places[0].batch_size} and batch {places[-1].batch_size}"
-        return f"{what} does not move measurably with the batch size ({between})."
-    # The widest span of batch sizes in each direction, and of several the later one, comes first.
-    apart.sort(key=lambda pair: (pair[1].batch_size / pair[0].batch_size, pair[1].batch_size), reverse=True)
-    words = {}
+    # The widest span of batch sizes in each direction.
+    apart.sort(key=lambda pair: pair[1].batch_size / pair[0].batch_size, reverse=True)
+    movements: dict[str, str] = {}
     for first, second in apart:
         verb = "falls" if second.high < first.low else "rises"
-        words.setdefault(
-            verb,
-            f"{verb} from {first.words} at batch {first.batch_size} to {second.words} at batch {second.batch_size}",
-        )
-    return f"{what} {' and '.join(words.values())}."
+        ends = f"from {first.words} at batch {first.batch_size} to {second.words} at batch {second.batch_size}"
+        movements.setdefault(verb, f"{verb} {ends}")
+    return " and ".join(movements.values()) or None
 
 
 def _place(point: TippingPoint) -> _Place | None:

@@ -1,0 +1,119 @@
+"""What all figures share: one look, axes of lengths, and how a chart becomes a file.
+
+Altair is imported inside the functions that need it, so that a command that draws nothing does not wait for it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tippingpoint.errors import InputError
+
+if TYPE_CHECKING:
+    import altair as alt
+
+FORMATS = ("svg", "png", "pdf", "html", "json")
+# For print.
+_DOTS_PER_INCH = 300
+
+INK, GREY, LIGHT = "#1a1a1a", "#5f5f5f", "#cfcfcf"
+# From "the baseline is better" through "no difference" to "the variant is better": orange and blue stay apart for
+# every kind of colour vision.
+DIVERGING = ("#c25a00", "#ea9a4a", "#fad7ae", "#f7f7f7", "#c0dcf0", "#69a8d8", "#1668ad")
+LENGTHS = {"tokens": "input length (tokens)", "seconds": "audio length (seconds)", "pixels": "image side (pixels)"}
+_TEXT = {"labelFontSize": 11, "labelColor": INK, "titleFontWeight": "normal", "titleColor": INK}
+THEME: dict[str, Any] = {
+    # The renderer brings the first one along, so a figure looks the same wherever it was drawn; Arial is as wide.
+    "font": "Liberation Sans, Arial, Helvetica, sans-serif",
+    "background": "white",
+    "padding": 8,
+    "view": {"stroke": GREY, "strokeWidth": 0.8},
+    "title": {
+        "anchor": "start",
+        "frame": "group",
+        "offset": 14,
+        "fontSize": 14,
+        "lineHeight": 17,
+        "color": INK,
+        "subtitleFontSize": 12,
+        "subtitleLineHeight": 15,
+        "subtitlePadding": 5,
+        "subtitleColor": GREY,
+    },
+    "axis": {
+        **_TEXT,
+        "titleFontSize": 12,
+        "titlePadding": 8,
+        "domainColor": GREY,
+        "tickColor": GREY,
+        "grid": False,
+    },
+    "legend": {**_TEXT, "titleFontSize": 11, "titleLimit": 0, "labelLimit": 0},
+}
+
+
+def themed(chart: alt.LayerChart) -> alt.LayerChart:
+    """Return a chart in the look that all figures share."""
+    return chart.configure(**THEME)
+
+
+def length_ticks(low: float, high: float, unit: str) -> list[float]:
+    """Return round lengths from `low` to `high` for a logarithmic axis: three at least where there are so many.
+
+    Args:
+        low: Beginning of the axis, in the native unit.
+        high: Its end.
+        unit: One of "tokens", "seconds", "pixels".
+    """
+    if unit == "seconds":
+        base, ladders = 10.0, ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7))
+    else:
+        base, ladders = 2.0, ((1,), (1, 1.25, 1.5, 1.75))
+    powers = range(math.floor(math.log(low, base)), math.ceil(math.log(high, base)) + 1)
+    found: list[float] = []
+    for ladder in ladders:
+        scaled = (step * base**power for power in powers for step in ladder)
+        found = [length for length in scaled if low <= length <= high]
+        if len(found) >= 3:
+            break
+    return found
+
+
+def save(chart: alt.LayerChart, path: str | os.PathLike[str]) -> None:
+    """Write a figure as its file's name ends: .svg, .png (300 dots per inch), .pdf, .html (works offline) or .json.
+
+    The file becomes what it should be at once, or stays what it was.
+
+    Raises:
+        InputError: If the name ends otherwise, or the file cannot be written there.
+    """
+    target = Path(path)
+    kind = target.suffix.lower().removeprefix(".")
+    if kind not in FORMATS:
+        endings = ", ".join(f".{each}" for each in FORMATS)
+        raise InputError(f"a figure's file must end in one of {endings}, got {str(target)!r}")
+    if not target.parent.is_dir():
+        raise InputError(f"the folder {str(target.parent)!r} does not exist; create it, or choose another")
+    content = _rendered(chart, kind)
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        try:
+            draft.write_bytes(content)
+            draft.replace(target)
+        finally:
+            draft.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{str(target)!r} cannot be written: {error.strerror}") from error
+
+
+def _rendered(chart: alt.LayerChart, kind: str) -> bytes:
+    if kind == "html":
+        return chart.to_html(inline=True).encode()
+    file = io.BytesIO() if kind in ("png", "pdf") else io.StringIO()
+    chart.save(file, format=kind, **({"ppi": _DOTS_PER_INCH} if kind == "png" else {}))  # type: ignore[arg-type]
+    content = file.getvalue()
+    return content if isinstance(content, bytes) else content.encode()
