@@ -45,7 +45,7 @@ _MARKS = {
 def batch_rows_table(found: BatchMap) -> Table:
     """Return the tipping point at each batch size, also in sequence positions, of one input and of a whole batch."""
     table = plain_table(
-        f"{_pair(found)}, {_setting(found)}",
+        _heading(found),
         "batch",
         "verdict",
         "from",
@@ -170,7 +170,7 @@ def _mark_shape(marks: Iterable[Record]) -> alt.Shape:
 
     there = {mark["mark"] for mark in marks}
     shapes = {kind: shape for kind, shape in _MARKS.items() if kind in there}
-    legend = alt.Legend(orient="bottom", columns=3, columnPadding=14, symbolStrokeWidth=0)
+    legend = alt.Legend(orient="bottom", columns=3, columnPadding=2, symbolOffset=12, symbolStrokeWidth=0)
     return alt.Shape("mark:N", title=None, legend=legend).scale(domain=list(shapes), range=list(shapes.values()))
 
 
@@ -178,19 +178,23 @@ def _title(found: BatchMap) -> alt.TitleParams:
     """Return what is shown, in one line where it fits, and how the tipping point moves."""
     import altair as alt
 
-    pair, setting = _pair(found), _setting(found)
-    whole = f"{pair}: {setting}"
-    lines = [whole] if len(whole) <= _TITLE_WIDTH else [*textwrap.wrap(pair, _TITLE_WIDTH), setting]
+    lines = [_heading(found)]
+    if len(lines[0]) > _TITLE_WIDTH:
+        variant, against, rest = lines[0].partition(" against ")
+        lines = [*_wrapped(variant), *_wrapped(against.lstrip() + rest)]
     trend = found.trend.partition(". ")[0].removesuffix(".")
     return alt.TitleParams(lines, subtitle=textwrap.wrap(trend, _SUBTITLE_WIDTH))
 
 
-def _pair(found: BatchMap) -> str:
-    return f"{found.variant} against {found.baseline}"
+def _wrapped(text: str) -> list[str]:
+    """Return lines that are broken at spaces and behind plus signs, of which a subject may have many."""
+    lines = textwrap.wrap(text.replace("+", "\0 "), _TITLE_WIDTH)
+    return [line.replace("\0 ", "+").replace("\0", "+") for line in lines]
 
 
-def _setting(found: BatchMap) -> str:
-    return f"{found.metric.replace('_', ' ')}, {found.phase}, {found.device}"
+def _heading(found: BatchMap) -> str:
+    metric = found.metric.replace("_", " ")
+    return f"{found.variant} against {found.baseline}: {metric}, {found.phase}, {found.device}"
 
 
 def _ends(row: BatchRow) -> str:
