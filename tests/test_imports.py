@@ -20,7 +20,7 @@ RANKS = (
     {"measurement"},
     {"attention"},
     {"models"},
-    {"data", "store", "analysis", "report"},
+    {"data", "store", "device_profiles", "analysis", "report"},
     {"profiling"},
     {"study"},
     {"cli", "__main__"},
@@ -35,6 +35,7 @@ TORCH_FREE = {
     "measurement",
     "data",
     "store",
+    "device_profiles",
     "analysis",
     "report",
 }

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tippingpoint.models.swap import swap_attention
     from tippingpoint.profiling.session import profile
     from tippingpoint.store import Store
+    from tippingpoint.study.predict import Prediction, predict
     from tippingpoint.study.recommend import recommend
     from tippingpoint.study.run import StudyResult, find_tipping_point, run_study
     from tippingpoint.workload import Study, Subject, Variant, Workload
@@ -51,6 +52,7 @@ _HOMES = {
     "models.swap": ("swap_attention",),
     "profiling.session": ("profile",),
     "store": ("Store",),
+    "study.predict": ("Prediction", "predict"),
     "study.recommend": ("recommend",),
     "study.run": ("StudyResult", "find_tipping_point", "run_study"),
     "workload": ("Study", "Subject", "Variant", "Workload"),
@@ -67,6 +69,7 @@ __all__ = [
     "InputError",
     "LengthData",
     "Measurement",
+    "Prediction",
     "Recommendation",
     "Store",
     "StoreError",
@@ -82,6 +85,7 @@ __all__ = [
     "compare",
     "find_tipping_point",
     "local_attention",
+    "predict",
     "profile",
     "read_lengths",
     "recommend",

@@ -22,6 +22,7 @@ _BYTE_UNITS = {
     "gib": 2**30,
     "tib": 2**40,
 }
+_COUNT_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _TIME_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z%]*)\s*", re.IGNORECASE)
 
@@ -46,6 +47,23 @@ def parse_bytes(text: str | float) -> int:
     if result <= 0:
         raise InputError(f"a memory size must be positive, got {text!r}")
     return result
+
+
+def parse_length(text: str | float) -> float:
+    """Return a length in its native unit from "64k", "1M", "64Ki" or a plain number; whole ones are integers.
+
+    k and M are 1,000 and 1,000,000; Ki and Mi are 1,024 and 1,048,576.
+
+    Raises:
+        InputError: If it is no number, not positive, or the unit is unknown.
+    """
+    value, unit = _number_and_unit(str(text), "a length", "4096, 64k or 1M")
+    if unit not in {"", *_COUNT_UNITS}:
+        raise InputError(f"unknown unit {unit!r} in {text!r}; expected one of k, M, G (thousands) or Ki, Mi, Gi")
+    length = value * _COUNT_UNITS.get(unit, 1)
+    if length <= 0:
+        raise InputError(f"a length must be positive, got {text!r}")
+    return int(length) if length.is_integer() else length
 
 
 def parse_duration(text: str | float) -> float:

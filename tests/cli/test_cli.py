@@ -22,7 +22,7 @@ from tippingpoint.store import Store
 _ROOT = typer.main.get_command(app)
 assert isinstance(_ROOT, TyperGroup)
 VERBS = dict(_ROOT.commands)
-MEASURING = ("profile", "find", "study", "recommend")
+MEASURING = ("profile", "find", "study", "recommend", "predict")
 
 Run = tuple[int, str, str]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tippingpoint import __version__
-from tippingpoint.cli import catalog, compare, doctor, find, lengths, profile, recommend, show, study
+from tippingpoint.cli import catalog, compare, doctor, find, lengths, predict, profile, recommend, show, study
 
 app = typer.Typer(
     name="tippingpoint",
@@ -45,6 +45,7 @@ for _module, _name in (
     (find, "find"),
     (study, "study"),
     (recommend, "recommend"),
+    (predict, "predict"),
     (show, "show"),
     (compare, "compare"),
 ):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tippingpoint.device_profiles import DeviceProfile
 from tippingpoint.machine import Environment, Peaks
 from tippingpoint.profiling.device import available_memory, now, quiet
 from tippingpoint.profiling.hardware import physical_cores, usable_cores
@@ -100,6 +101,21 @@ def examine(device: str = "cpu", threads: int | None = None) -> Examination:
         _memory(),
     )
     return Examination(facts, tuple(finding for finding in checks if finding), environment, peaks)
+
+
+def measured_profile(examination: Examination) -> DeviceProfile:
+    """Return the machine's measured peaks as a profile for predictions on other machines."""
+    environment = examination.environment
+    gpu = environment.device_memory_bytes > 0
+    return DeviceProfile(
+        name=environment.device_name if gpu else f"{environment.cpu_model}, {environment.threads} threads",
+        source=f"tippingpoint {environment.tippingpoint} doctor, torch {environment.torch}",
+        kind="measured",
+        flops_per_s={dtype: peak.flops_per_s for dtype, peak in examination.peaks.items()},
+        bytes_per_s=max(peak.bytes_per_s for peak in examination.peaks.values()),
+        memory_bytes=environment.device_memory_bytes or environment.memory_bytes,
+        note="the fastest matrix product and copy that PyTorch was seen to do",
+    )
 
 
 def _peaks(worker: WorkerProcess) -> dict[str, Peaks]:
