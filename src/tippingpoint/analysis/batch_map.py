@@ -192,7 +192,8 @@ def _between(point: TippingPoint, seen: Sequence[ComparisonPoint], lengths: Sequ
         seen: Observations at growing lengths, none of which ran out of memory.
         lengths: Between the first and the last of them.
     """
-    ends = np.log([(each.interval[0], each.ratio, each.interval[1]) for each in seen]).T
+    intervals = (each.interval for each in seen)
+    ends = np.log([(low, each.ratio, high) for each, (low, high) in zip(seen, intervals, strict=True)]).T
     places = np.log([each.length for each in seen])
     return np.exp([np.interp(np.log(lengths), places, values) for values in ends])
 
