@@ -117,6 +117,13 @@ def test_the_legend_has_only_the_marks_that_occur():
     assert layer["encoding"]["shape"]["scale"]["domain"] == ["variant better"]
 
 
+def test_the_legend_explains_hatching_between_measured_lengths():
+    spec = batch_map_chart(batch_map([tip(1, [seen(128, 0.5), seen(8192, 2.0)])])).to_dict()
+    ((layer, rows),) = layers_of(spec, "point")
+    assert "undecided (hatched)" not in {row["mark"] for row in rows}
+    assert "undecided (hatched)" in layer["encoding"]["shape"]["scale"]["domain"]
+
+
 def test_tipping_points_have_their_intervals_and_a_line_that_breaks_where_there_is_none():
     rows = [crossing_at(1, 1000), crossing_at(2, 900), tip(4, [seen(512, 1.0)]), crossing_at(8, 700)]
     spec = batch_map_chart(batch_map(rows)).to_dict()

@@ -127,7 +127,9 @@ def batch_map_chart(found: BatchMap) -> alt.LayerChart:
             bars(color=INK, strokeWidth=2.5),
             layer(marks)
             .mark_point(**point)
-            .encode(across("length"), shape=_mark_shape(marks), tooltip=["batch_size:O", "length:Q", "mark:N"]),
+            .encode(
+                across("length"), shape=_mark_shape(tiles + crossings), tooltip=["batch_size:O", "length:Q", "mark:N"]
+            ),
             beside(layer(tips), color=INK).encode(text="label:N"),
             beside(alt.Chart(alt.InlineData(values=[{}])), color=GREY, baseline="bottom").encode(
                 y=alt.value(-5), text=alt.value(f"{_TIPPING_POINT} (95 % interval)")
@@ -164,11 +166,11 @@ def _ratio_color(found: BatchMap) -> alt.Color:
     )  # fmt: skip
 
 
-def _mark_shape(marks: Iterable[Record]) -> alt.Shape:
-    """Return the shapes of marks; the legend has those that occur."""
+def _mark_shape(records: Iterable[Record]) -> alt.Shape:
+    """Return the shapes of marks; the legend has those that occur, hatching without a mark included."""
     import altair as alt
 
-    there = {mark["mark"] for mark in marks}
+    there = {record["mark"] for record in records}
     shapes = {kind: shape for kind, shape in _MARKS.items() if kind in there}
     legend = alt.Legend(orient="bottom", columns=3, columnPadding=2, symbolOffset=12, symbolStrokeWidth=0)
     return alt.Shape("mark:N", title=None, legend=legend).scale(domain=list(shapes), range=list(shapes.values()))
