@@ -108,7 +108,8 @@ class Flops:
             catalogue has no formula.
         bytes_accessed: Inputs and outputs of every operator that ran, in bytes: what crosses the memory bus if
             no cache helps.
-        bytes_by_operator: The same by operator; empty in records of versions that did not tell.
+        accesses: The same in detail: operator, bytes that one call of it reads and writes, and how many calls of it
+            do so; empty in records of versions that did not tell.
     """
 
     total: int
@@ -116,7 +117,7 @@ class Flops:
     uncounted: tuple[tuple[str, int], ...] = ()
     algorithmic: int | None = None
     bytes_accessed: int | None = None
-    bytes_by_operator: tuple[tuple[str, int], ...] = ()
+    accesses: tuple[tuple[str, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,13 @@
 """How cost grows with length, depth and width: work is counted, rates are fitted, time is work times rates.
 
 work    floating-point operations and bytes of each component of one call. At lengths beyond windows and landmarks
-        each is a + b N + c N^2 in executed positions N, and linear in depth; it is counted at a few lengths and
-        depths (no clock is read) and followed from there, exactly where the counts are exact.
-rates   seconds for each operation of a matrix component, for each byte of element-wise work, and for each layer
-        whatever its size. They begin at what this machine can do at best, and measured times pull them away from
-        there: what the times cannot tell apart stays in the proportion of the peaks.
+        each operator's are a + b N + c N^2 in executed positions N, and their sum is linear in depth; they are
+        counted at a few lengths and depths (no clock is read) and followed from there. Of an operator's bytes,
+        those beyond twice the last cache's size spill: they cross the memory bus, and their share grows with N.
+rates   seconds for each operation of a matrix component, for each byte of element-wise work within the cache, for
+        each byte that spills, and for each layer whatever its size. They begin at what this machine can do at
+        best, and measured times pull them away from there: what the times cannot tell apart stays in the proportion
+        of the peaks.
 interval from times that were held out, see `ScalingModel`.
 
 Outside the measured lengths the result is called "extrapolated", always.
@@ -21,27 +23,29 @@ from functools import cached_property
 import numpy as np
 
 from tippingpoint.errors import AnswerError
-from tippingpoint.machine import Peaks
-from tippingpoint.measurement import Flops, Measurement, Memory
+from tippingpoint.machine import Environment, Peaks
+from tippingpoint.measurement import Flops, Measurement
+from tippingpoint.units import parse_bytes
 
-# What the cost of a call is made of; the first three multiply matrices, the last one is time and no work.
-COMPONENTS = ("convolution", "linear", "attention", "element-wise", "overhead")
-BASES = ("measured", "interpolated", "extrapolated")
+# What operators are sorted into; all but the last multiply matrices.
+WORK = ("convolution", "linear", "attention", "element-wise")
+# What time is made of: operations of the first three, bytes of the fourth within the cache, bytes of all that spill,
+# and time for each layer whatever its size.
+COMPONENTS = (*WORK, "memory", "overhead")
 
-_MATRIX = ("convolution", "linear", "attention")
-# By the beginning of an operator's name; what is not here is element-wise.
+# By the beginning of an operator's name, underscores aside; what is not here is element-wise.
 _OPERATORS = (
-    ("linear", ("mm", "addmm", "linear", "mv", "addmv", "_scaled_mm")),
-    ("attention", ("bmm", "baddbmm", "_scaled_dot_product", "_flash_attention", "_efficient_attention")),
+    ("linear", ("mm", "addmm", "linear", "mv", "addmv", "scaled_mm")),
+    ("attention", ("bmm", "baddbmm", "scaled_dot_product", "flash_attention", "efficient_attention")),
     ("convolution", ("convolution", "mkldnn_convolution", "cudnn_convolution", "conv1d", "conv2d")),
 )
 # Seconds that a layer may take whatever its size, to begin with: some tens of operators, ten microseconds each.
 _LAYER_S = 3e-4
 # A rate that is off by a factor e costs as much as times that are off by this share.
-_TRUST = 0.03
+_TRUST = 0.06
 # Times at the longest length count this many times as much as at half of it: rates change where a working set
 # leaves a cache, and what is extrapolated begins at the longest.
-_GROWTH_OF_WEIGHT = 2.0
+_GROWTH_OF_WEIGHT = 4.0
 _STEPS = 60
 # Counts that a polynomial meets this well are exact; those that it misses by less than the second follow it.
 _EXACT = 1e-9
@@ -105,8 +109,9 @@ class Count:
     Attributes:
         positions: Executed positions of one sequence.
         layers: Depth; None where the architecture is no plain stack.
-        flops: By component, [components].
-        bytes: Read and written by the operators of each component, [components].
+        flops: By kind of work, [work].
+        bytes: Read and written by the operators of each kind, [work].
+        spilled: Of these, what the cache cannot serve, [work].
         peak_bytes: Peak memory; None where it was not read.
     """
 
@@ -114,120 +119,194 @@ class Count:
     layers: int | None
     flops: tuple[float, ...]
     bytes: tuple[float, ...]
+    spilled: tuple[float, ...]
     peak_bytes: float | None = None
-
-    @classmethod
-    def of(cls, positions: int, layers: int | None, flops: Flops, memory: Memory | None) -> Count:
-        """Sort what operators did into components.
-
-        Raises:
-            AnswerError: If the record does not tell bytes by operator.
-        """
-        if not flops.bytes_by_operator:
-            raise AnswerError("this record does not tell the bytes of each operator: measure it again")
-        sums = {name: [0.0, 0.0] for name in COMPONENTS}
-        for column, counted in enumerate((flops.by_operator, flops.bytes_by_operator)):
-            for operator, number in counted:
-                sums[_component(operator)][column] += number
-        return cls(
-            positions=positions,
-            layers=layers,
-            flops=tuple(sums[name][0] for name in COMPONENTS),
-            bytes=tuple(sums[name][1] for name in COMPONENTS),
-            peak_bytes=memory.peak_bytes if memory else None,
-        )
-
-    @classmethod
-    def of_measurement(cls, measurement: Measurement, layers: int | None) -> Count | None:
-        """Return what a measurement counted; None where its record lacks that."""
-        if measurement.flops is None or not measurement.flops.bytes_by_operator:
-            return None
-        return cls.of(measurement.executed_positions, layers, measurement.flops, measurement.memory)
 
     @property
     def work(self) -> np.ndarray:
-        """What rates are multiplied with: FLOPs, bytes of element-wise work, layers; [components]."""
-        return np.array([*self.flops[:3], self.bytes[3], float(self.layers or 1)])
+        """What rates are multiplied with, [components]."""
+        within = self.bytes[3] - self.spilled[3]
+        return np.array([*self.flops[:3], within, sum(self.spilled), float(self.layers or 1)])
 
     def roofline_s(self, flops_per_s: float, bytes_per_s: float) -> float:
-        """Return the seconds of a machine that computes and copies at its peaks, never both at once.
+        """Return the seconds of a machine that computes and copies at its peaks.
 
-        Each component takes its operations at the rate of matrix products or its bytes at the rate of copying,
+        Each kind of work takes its operations at the rate of matrix products or its bytes at the rate of copying,
         whichever is longer.
         """
         return sum(max(f / flops_per_s, b / bytes_per_s) for f, b in zip(self.flops, self.bytes, strict=True))
 
 
-def _component(operator: str) -> str:
-    for name, beginnings in _OPERATORS:
-        if any(operator == known or operator.startswith(f"{known}_") for known in beginnings) or (
-            name == "attention" and operator.startswith(beginnings[2:])
-        ):
-            return name
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountedCall:
+    """What one call was seen to do at one length and depth: where counts come from.
+
+    Attributes:
+        positions: Executed positions of one sequence.
+        layers: Depth; None where the architecture is no plain stack.
+        flops: What the call's operators did.
+        peak_bytes: Peak memory; None where it was not read.
+    """
+
+    positions: int
+    layers: int | None
+    flops: Flops
+    peak_bytes: float | None = None
+
+    @classmethod
+    def of(cls, measurement: Measurement, layers: int | None) -> CountedCall | None:
+        """Return what a measurement saw; None where its record does not tell what operators accessed."""
+        if measurement.flops is None or not measurement.flops.accesses:
+            return None
+        peak = measurement.memory.peak_bytes if measurement.memory else None
+        return cls(positions=measurement.executed_positions, layers=layers, flops=measurement.flops, peak_bytes=peak)
+
+    def count(self, cache_bytes: float) -> Count:
+        """Return the work, given the size of the last cache."""
+        flops: dict[str, float] = dict.fromkeys(WORK, 0.0)
+        sizes = self.sizes
+        for operator, number in self.flops.by_operator:
+            flops[kind_of(operator)] += number
+        return Count(
+            positions=self.positions,
+            layers=self.layers,
+            flops=tuple(flops.values()),
+            bytes=tuple(float(sizes[kind].sum()) for kind in WORK),
+            spilled=tuple(_spilled(sizes[kind], cache_bytes) for kind in WORK),
+            peak_bytes=self.peak_bytes,
+        )
+
+    @property
+    def sizes(self) -> dict[str, np.ndarray]:
+        """Bytes that each call of an operator accesses, ascending for each operator, by kind of work."""
+        found: dict[str, list[float]] = {kind: [] for kind in WORK}
+        for operator, size, calls in sorted(self.flops.accesses):
+            found[kind_of(operator)] += [float(size)] * calls
+        return {kind: np.array(sizes) for kind, sizes in found.items()}
+
+
+def _spilled(accessed: np.ndarray, cache_bytes: float, times: np.ndarray | float = 1.0) -> float:
+    """Return bytes that cross the memory bus: what calls access beyond twice the cache.
+
+    Half of it is mostly read and half written; what is read was written just before and is found in the cache if it
+    fits there.
+    """
+    return float((np.maximum(0.0, accessed - 2 * cache_bytes) * times).sum())
+
+
+def kind_of(operator: str) -> str:
+    """Return the kind of work that an operator does, one of `WORK`."""
+    for kind, beginnings in _OPERATORS:
+        if operator.lstrip("_").startswith(beginnings):
+            return kind
     return "element-wise"
 
 
 @dataclass(frozen=True)
 class Extent:
-    """The work of a subject at any length and depth, from counts at a few.
+    """The work of a subject at any length and depth, from calls at a few.
+
+    Where two calls of an operator are alike at one length and not at another, the one that accesses more is taken to
+    be the same one at every length.
 
     Args:
-        counts: At one depth, or at two; at each of them at four lengths or more.
+        calls: At one depth, or at two; at each of them best at four lengths or more.
+        cache_bytes: Size of the last cache.
 
     Raises:
-        AnswerError: If there is no count.
+        AnswerError: If there is none.
     """
 
-    counts: tuple[Count, ...]
+    calls: tuple[CountedCall, ...]
+    cache_bytes: float
 
     def __post_init__(self) -> None:
-        if not self.counts:
+        if not self.calls:
             raise AnswerError("no work was counted, so there is nothing to extrapolate")
 
     @cached_property
-    def _by_depth(self) -> dict[int | None, dict[str, Polynomial]]:
-        depths = sorted({count.layers for count in self.counts}, key=lambda depth: depth or 0)
-        found = {}
-        for depth in (depths[0], depths[-1]):
-            at = {count.positions: count for count in self.counts if count.layers == depth}
-            columns: dict[str, list[float]] = {}
-            for _, count in sorted(at.items()):
-                for number, name in enumerate(COMPONENTS):
-                    columns.setdefault(f"flops {name}", []).append(count.flops[number])
-                    columns.setdefault(f"bytes {name}", []).append(count.bytes[number])
-                if count.peak_bytes is not None:
-                    columns.setdefault("peak", []).append(count.peak_bytes)
-            peaks = columns.pop("peak", [])
-            found[depth] = {name: Polynomial.through(sorted(at), values) for name, values in columns.items()}
-            if len(peaks) == len(at):
-                # What is never read or written cannot be held: readings of memory are noisy, and counts are not.
-                total = Polynomial.through(sorted(at), [sum(count.bytes) for _, count in sorted(at.items())])
-                found[depth]["peak"] = Polynomial.through(sorted(at), peaks, degree=1 if total.is_linear else 2)
-        return found
+    def _depths(self) -> tuple[tuple[int | None, _AtDepth], ...]:
+        """The shallowest and the deepest."""
+        depths = sorted({call.layers for call in self.calls}, key=lambda depth: depth or 0)
+        return tuple(
+            (depth, _AtDepth([call for call in self.calls if call.layers == depth], self.cache_bytes))
+            for depth in dict.fromkeys((depths[0], depths[-1]))
+        )
 
     def at(self, positions: int, layers: int | None) -> Count:
         """Return the work of one call.
 
         Args:
             positions: Executed positions.
-            layers: Depth; ignored where counts were made at one depth only.
+            layers: Depth; ignored where calls were counted at one depth only.
         """
-        (low, below), (high, above) = (*self._by_depth.items(), *self._by_depth.items())[-2:]
-        reach = 0.0
-        if low is not None and high is not None and high != low and layers is not None:
-            reach = (layers - low) / (high - low)
+        (low, below), (high, above) = self._depths[0], self._depths[-1]
+        first, second = below.at(positions), above.at(positions)
+        reach = (layers - low) / (high - low) if layers and low and high and high != low else 0.0
 
-        def value(name: str) -> float:
-            first, second = below[name](positions), above[name](positions)
-            return max(0.0, first + reach * (second - first))
+        def between(one: float, other: float) -> float:
+            return max(0.0, one + reach * (other - one))
 
+        def each(one: Sequence[float], other: Sequence[float]) -> tuple[float, ...]:
+            return tuple(between(*pair) for pair in zip(one, other, strict=True))
+
+        known = first.peak_bytes is not None and second.peak_bytes is not None
         return Count(
             positions=positions,
             layers=layers,
-            flops=tuple(value(f"flops {name}") for name in COMPONENTS),
-            bytes=tuple(value(f"bytes {name}") for name in COMPONENTS),
-            peak_bytes=value("peak") if "peak" in below and "peak" in above else None,
+            flops=each(first.flops, second.flops),
+            bytes=each(first.bytes, second.bytes),
+            spilled=each(first.spilled, second.spilled),
+            peak_bytes=between(first.peak_bytes or 0.0, second.peak_bytes or 0.0) if known else None,
         )
+
+
+class _AtDepth:
+    """The same at one depth: a polynomial for the operations of each kind, and one for the bytes of each call."""
+
+    def __init__(self, counted: Sequence[CountedCall], cache_bytes: float) -> None:
+        at = {call.positions: call for call in counted}
+        ordered = [at[positions] for positions in sorted(at)]
+        counts = [call.count(cache_bytes) for call in ordered]
+        self._layers, self._cache_bytes = ordered[0].layers, cache_bytes
+        places = sorted(at)
+        self._flops = [Polynomial.through(places, [count.flops[kind] for count in counts]) for kind in range(4)]
+        self._sizes = {kind: _calls(places, [call.sizes[kind] for call in ordered]) for kind in WORK}
+        peaks = [count.peak_bytes for count in counts if count.peak_bytes is not None]
+        # What is never read or written cannot be held: readings of memory are noisy, and counts are not.
+        grows = any(not call.is_linear for calls, _ in self._sizes.values() for call in calls)
+        self._peak = Polynomial.through(places, peaks, degree=2 if grows else 1) if len(peaks) == len(at) else None
+
+    def at(self, positions: int) -> Count:
+        sizes = {
+            kind: (np.array([call(positions) for call in calls]), times)
+            for kind, (calls, times) in self._sizes.items()
+        }
+        return Count(
+            positions=positions,
+            layers=self._layers,
+            flops=tuple(polynomial(positions) for polynomial in self._flops),
+            bytes=tuple(float((each * times).sum()) for each, times in sizes.values()),
+            spilled=tuple(_spilled(each, self._cache_bytes, times) for each, times in sizes.values()),
+            peak_bytes=None if self._peak is None else self._peak(positions),
+        )
+
+
+def _calls(places: Sequence[int], sizes: Sequence[np.ndarray]) -> tuple[list[Polynomial], np.ndarray]:
+    """Return polynomials of the bytes of operators' calls, and how many calls each of them stands for.
+
+    Calls are alike if they access the same number of bytes at every length. If their number changes with the
+    length, one polynomial of the mean stands for all of them.
+    """
+    counts = {len(each) for each in sizes}
+    if counts == {0}:
+        return [], np.zeros(0)
+    if len(counts) > 1:
+        means = [float(each.mean()) if each.size else 0.0 for each in sizes]
+        times = float(np.median([each.size for each in sizes]))
+        return [Polynomial.through(places, means)], np.array([times])
+    columns, times = np.unique(np.array(sizes).T, axis=0, return_counts=True)
+    return [Polynomial.through(places, column) for column in columns], times.astype(float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,6 +452,17 @@ def fit_scaling(counts: Sequence[Count], seconds: Sequence[float], peaks: Peaks)
     )
 
 
+def cache_bytes(environment: Environment, device: str) -> float:
+    """Return the size of the last cache; 0 where it is not known, so that everything spills.
+
+    Args:
+        environment: Of the measurements.
+        device: "cpu", or else: the environment tells the processor's caches alone.
+    """
+    last = environment.caches.rpartition(",")[2].split(maxsplit=1)  # "L3 32 MiB"
+    return float(parse_bytes(last[1])) if device == "cpu" and len(last) == 2 else 0.0
+
+
 def memory_spread(model: ScalingModel, extent: Extent, counts: Sequence[Count]) -> ScalingModel:
     """Return the model with what the extrapolated peak memory misses at the measured lengths.
 
@@ -401,8 +491,9 @@ def fit_rates(observed: Sequence[tuple[Count, float]], peaks: Peaks) -> np.ndarr
     """Return seconds for each unit of work, [components].
 
     Minimises squared residuals of the logarithm of seconds, those of long inputs weighted more, plus a small
-    penalty on the logarithm of each rate over the machine's own: least squares with a log-normal prior, solved by
-    Gauss-Newton steps with damping. Rates are positive by construction.
+    penalty on how far the logarithm of each rate over the machine's own is from their mean: least squares with a
+    log-normal prior about a common factor, solved by Gauss-Newton steps with damping. Rates are positive by
+    construction.
 
     Args:
         observed: Work and seconds, at least one pair.
@@ -412,22 +503,23 @@ def fit_rates(observed: Sequence[tuple[Count, float]], peaks: Peaks) -> np.ndarr
     latencies = np.array([latency for _, latency in observed])
     positions = np.array([count.positions for count, _ in observed], dtype=float)
     weights = (positions / positions.max()) ** math.log2(_GROWTH_OF_WEIGHT)
-    at_best = np.array([*[1 / peaks.flops_per_s] * 3, 1 / peaks.bytes_per_s, _LAYER_S])
-    base = work * at_best
+    at_best = np.array([*[1 / peaks.flops_per_s] * 3, *[1 / peaks.bytes_per_s] * 2, _LAYER_S])
+    base, count = work * at_best, len(COMPONENTS)
+    prior = _TRUST**2 * (np.eye(count) - 1 / count)
 
     def objective(theta: np.ndarray) -> float:
         residuals = np.log(base @ np.exp(theta) / latencies)
-        return float(np.sum(weights * residuals**2) + _TRUST**2 * np.sum(theta**2))
+        return float(np.sum(weights * residuals**2) + theta @ prior @ theta)
 
     # One factor for all to begin with: the machine as a whole is slower than its peaks.
-    theta = np.full(len(COMPONENTS), np.average(np.log(latencies / base.sum(axis=1)), weights=weights))
+    theta = np.full(count, np.average(np.log(latencies / base.sum(axis=1)), weights=weights))
     damping, best = 1e-3, objective(theta)
     for _ in range(_STEPS):
         parts = base * np.exp(theta)
         residuals = np.log(parts.sum(axis=1) / latencies)
         slope = parts / parts.sum(axis=1, keepdims=True)
-        normal = slope.T @ (weights[:, None] * slope) + _TRUST**2 * np.eye(len(theta))
-        gradient = slope.T @ (weights * residuals) + _TRUST**2 * theta
+        normal = slope.T @ (weights[:, None] * slope) + prior
+        gradient = slope.T @ (weights * residuals) + prior @ theta
         step = np.linalg.solve(normal + damping * np.diag(np.diag(normal)), -gradient)
         tried = objective(theta + np.clip(step, -2, 2))
         if tried < best:

@@ -82,7 +82,8 @@ class _Operators(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.counts: Counter[Any] = Counter()
-        self.bytes: Counter[Any] | None = Counter()
+        # By operator and the bytes that one call of it reads and writes.
+        self.accesses: Counter[tuple[Any, int]] | None = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -90,9 +91,9 @@ class _Operators(TorchDispatchMode):
         result = func(*args, **kwargs)
         accessed = accessed_bytes(func, args, kwargs, result)
         if accessed is None:  # makes the sum unknown, not smaller
-            self.bytes = None
-        elif accessed and self.bytes is not None:
-            self.bytes[func._overloadpacket] += accessed
+            self.accesses = None
+        elif accessed and self.accesses is not None:
+            self.accesses[func._overloadpacket, accessed] += 1
         return result
 
 
@@ -116,12 +117,13 @@ def count_flops(call: Callable[[], object]) -> tuple[Flops, Counter[str]]:
         for op, count in operators.counts.items()
         if op not in counter.flop_registry and _is_costly(_name(op))
     }
+    accesses = tuple(sorted((_name(op), size, calls) for (op, size), calls in (operators.accesses or {}).items()))
     flops = Flops(
         total=counter.get_total_flops(),
         by_operator=tuple(sorted((_name(op), int(count)) for op, count in by_operator.items())),
         uncounted=tuple(sorted(uncounted.items())),
-        bytes_accessed=None if operators.bytes is None else operators.bytes.total(),
-        bytes_by_operator=tuple(sorted((_name(op), count) for op, count in (operators.bytes or {}).items())),
+        bytes_accessed=None if operators.accesses is None else sum(size * n for _, size, n in accesses),
+        accesses=accesses,
     )
     return flops, Counter({_name(op): count for op, count in operators.counts.items()})
 

@@ -10,7 +10,16 @@ from os import PathLike
 
 import numpy as np
 
-from tippingpoint.analysis.scaling import Count, Extent, ScalingModel, fit_scaling, last_crossing, memory_spread
+from tippingpoint.analysis.scaling import (
+    Count,
+    CountedCall,
+    Extent,
+    ScalingModel,
+    cache_bytes,
+    fit_scaling,
+    last_crossing,
+    memory_spread,
+)
 from tippingpoint.device_profiles import DeviceProfile, load_profile
 from tippingpoint.errors import AnswerError, InputError
 from tippingpoint.machine import Environment, Peaks
@@ -337,7 +346,7 @@ def _found(subject: Subject, first: Workload, store: Store, environment: Environ
             isinstance(outcome, Measurement)
             and workload == first.replace(subject=subject, length=workload.length)
             and outcome.flops is not None
-            and outcome.flops.bytes_by_operator
+            and outcome.flops.accesses
         ):
             found[workload.length] = outcome
     return dict(sorted(found.items()))
@@ -433,8 +442,8 @@ def counting_lengths(subject: Subject) -> list[float]:
     raise AnswerError(f"{subject} has blocks too large to count its work at")
 
 
-def count_work(workload: Workload, say: Callable[[str], None]) -> Extent:
-    """Count the work of a workload's subject and shape, at any length, with shallow models that are built for it.
+def count_work(workload: Workload, say: Callable[[str], None]) -> tuple[CountedCall, ...]:
+    """Count the work of a workload's subject and shape at a few lengths, with shallow models built for it.
 
     No clock is read: each count is a process that builds a model, reads the peak memory of one call and counts the
     operations and bytes of another.
@@ -461,8 +470,12 @@ def count_work(workload: Workload, say: Callable[[str], None]) -> Extent:
                     flops = worker.ask("inspect").flops
             except WorkerError as error:
                 raise AnswerError(f"the work of {one} could not be counted: {error}") from error
-            counts.append(Count.of(row.executed_positions(length), depth, flops, memory))
-    return Extent(tuple(counts))
+            counts.append(
+                CountedCall(
+                    positions=row.executed_positions(length), layers=depth, flops=flops, peak_bytes=memory.peak_bytes
+                )
+            )
+    return tuple(counts)
 
 
 def _know(
@@ -485,17 +498,18 @@ def _know(
             f"{subject} was measured at {distinct} lengths of different cost, and rates need at least two: "
             f"{'give it a larger --budget' if measure else 'measure it first'}"
         )
-    counts = [Count.of_measurement(measurement, own) for measurement in found.values()]
-    counted = [count for count in counts if count is not None]
-    peaks = _fastest([measurement.peaks for measurement in found.values() if measurement.peaks])
+    cache = cache_bytes(environment, shaped.device)
+    seen = [call for one in found.values() if (call := CountedCall.of(one, own))]
+    counted = [call.count(cache) for call in seen]
+    peaks = fastest([measurement.peaks for measurement in found.values() if measurement.peaks])
     model = fit_scaling(counted, [measurement.latency_s for measurement in found.values()], peaks)
     other_shape = layers != own or shaped.width is not None
     if measure:
-        extent = count_work(shaped.replace(subject=subject), say)
+        extent = Extent(count_work(shaped.replace(subject=subject), say), cache)
     elif other_shape:
         raise AnswerError("another depth or width has to be counted, and measuring was not allowed")
     else:
-        extent = Extent(tuple(counted))
+        extent = Extent(tuple(seen), cache)
     far = 0.0
     if other_shape:
         there, here = extent.at(counted[-1].positions, own), counted[-1]
@@ -507,7 +521,7 @@ def _know(
     return _Known(subject, row, model, extent, layers, far, {} if other_shape else found, peaks)
 
 
-def _fastest(peaks: Sequence[Peaks]) -> Peaks:
+def fastest(peaks: Sequence[Peaks]) -> Peaks:
     """Return the best of each that was seen.
 
     Raises:
@@ -521,7 +535,7 @@ def _fastest(peaks: Sequence[Peaks]) -> Peaks:
 
 
 def _at_best(known: Sequence[_Known]) -> Peaks:
-    return _fastest([one.peaks for one in known])
+    return fastest([one.peaks for one in known])
 
 
 def _estimate(known: _Known, length: float, here: Peaks, profile: DeviceProfile | None, dtype: str) -> CostEstimate:
