@@ -86,7 +86,7 @@ class Polynomial:
             degree: The highest to try.
         """
         x, y = np.asarray(positions, dtype=float), np.asarray(values, dtype=float)
-        scale = x.max()
+        scale = float(x.max())
         powers = np.vander(x / scale, 3, increasing=True)
         fits = []
         for terms in range(1, min(degree + 1, x.size) + 1):

@@ -30,7 +30,7 @@ from tippingpoint.profiling.device import now
 from tippingpoint.profiling.process import WorkerError, WorkerProcess
 from tippingpoint.profiling.session import Effort, measure_together, resolve_workload
 from tippingpoint.store import Store
-from tippingpoint.units import format_bytes, format_length, format_percent, format_seconds
+from tippingpoint.units import format_bytes, format_items, format_length, format_percent, format_seconds
 from tippingpoint.workload import Subject, Workload
 
 logger = logging.getLogger(__name__)
@@ -373,7 +373,9 @@ def _measure(
 
     if distinct() >= ENOUGH_LENGTHS:
         return
-    begin, last_s = now(), 0.0
+    begin = now()
+    earlier = [one.seconds for one in store.sessions(environment=environment.fingerprint) if one.study == _STUDY]
+    last_s = max(earlier, default=0.0)
     for length in measuring_lengths(subjects, max(asked)):
         spent = now() - begin
         if distinct() >= _FEWEST_LENGTHS and spent + _NEXT_COST * last_s > budget_s:
@@ -435,9 +437,8 @@ def counting_lengths(subject: Subject) -> list[float]:
     options = [value for variant in subject.variants for _, value in variant.options if isinstance(value, int)]
     for step in _STEPS:
         lengths = [length_of(row, times * step) for times in _COUNTED_AT]
-        if all(row.executed_positions(length) == row.positions(length) for length in lengths) and step >= 2 * max(
-            options, default=0
-        ):
+        unpadded = all(row.executed_positions(length) == row.positions(length) for length in lengths)
+        if unpadded and len(set(lengths)) == len(lengths) and 2 * step >= 3 * max(options, default=0):
             return lengths
     raise AnswerError(f"{subject} has blocks too large to count its work at")
 
@@ -650,15 +651,16 @@ def _notes(known: Sequence[_Known], shaped: Workload, profile: DeviceProfile | N
     found = []
     for one in known:
         model = one.model
-        errors = f"{format_percent(model.median_error)} median absolute error of {len(model.held_out)} predictions"
+        errors = f"{format_percent(model.median_error)} median absolute error of "
+        errors += format_items(len(model.held_out), "prediction")
         found.append(
             f"{one.subject}: rates fitted to {len(model.measured)} lengths up to {model.longest:,} positions; "
             f"hold-out: {errors}, up to {format_percent(max(held.error for held in model.held_out))}"
         )
         if model.fits < 3:
             found.append(
-                f"{one.subject}: hold-out made {model.fits} fits only, so its intervals are wide: measure more "
-                "lengths (--budget)"
+                f"{one.subject}: hold-out made {format_items(model.fits, 'fit')} only, so its intervals are wide: "
+                "measure more lengths (--budget)"
             )
     if shaped.layers is not None or shaped.width is not None:
         found.append(
