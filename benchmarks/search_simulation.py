@@ -24,17 +24,16 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from synthetic import Machine, Noise, known_of
-
+from synthetic import Machine, Noise
 from tippingpoint.analysis.tipping_point import TippingPoint, tipping_point
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.study.run import resolve_study
 from tippingpoint.study.search import Step
 from tippingpoint.workload import Study, Subject
 
-LOW, HIGH = 128, 8192
+LOW, HIGH = 128, 16384
 BERT, LOCAL, LONGFORMER = (Subject.parse(text) for text in ("bert", "bert@local:window=128", "longformer"))
-NOISE = Noise(spread=0.03, tails=3.0, spikes=0.05, processes=0.01, drift=0.02)
+NOISE = Noise(spread=0.03, tails=3.0, spikes=0.05, processes=0.007, drift=0.02)
 GRIDS = (4, 6, 8, 12, 16, 24, 32, 48, 64)
 BUDGET_S = 600.0
 
@@ -73,7 +72,7 @@ class Truth:
 def draw_truth(kind: str, generator: np.random.Generator) -> Truth:
     """Return a truth of a kind, with its own numbers."""
     # Seconds for a position in the layers without attention, as on a few cores.
-    rate = 10 ** generator.uniform(-3.6, -2.4)
+    rate = 10 ** generator.uniform(-4.3, -2.7)
     # Positions at which attention costs as much as the rest; how much dearer the variant is at first.
     share, dearer = generator.uniform(800, 5000), generator.uniform(1.15, 2.0)
     quadratic = lambda n: rate * (20 + n * (1 + n / share))  # noqa: E731
@@ -90,9 +89,7 @@ def draw_truth(kind: str, generator: np.random.Generator) -> Truth:
     # A kernel that is slow around some length: the variant wins, loses again, and wins for good.
     where, height = generator.uniform(math.log(900), math.log(2500)), generator.uniform(0.35, 0.6)
     bump = lambda n: math.exp(height * math.exp(-0.5 * ((math.log(n) - where) / 0.3) ** 2))  # noqa: E731
-    return Truth(
-        kind, LOCAL, lambda n: rate * (20 + n * (1 + n / 4000)), lambda n: rate * (10 + 1.12 * n) * bump(n)
-    )
+    return Truth(kind, LOCAL, lambda n: rate * (20 + n * (1 + n / 12_000)), lambda n: rate * (15 + 0.9 * n) * bump(n))
 
 
 KINDS = ("crosses", "staircase", "several crossings", "always", "never")
@@ -184,15 +181,19 @@ def search(kind: str, seed: int, precision: float, grids: bool) -> Found:
 def _grid_seconds(
     truth: Truth, study: Study, costs: dict[Subject, Callable[[float], float]], target: float, reach: float, seed: int
 ) -> float:
-    """Return seconds of the coarsest even grid whose interval is as narrow; of the finest one if none is."""
+    """Return seconds of the coarsest even grid whose interval is as narrow, as a rule; of the finest if none is.
+
+    A single grid may be lucky, so that the median of three counts.
+    """
     seconds = math.nan
     for count in GRIDS:
-        machine = Machine(study, costs, noise=NOISE, seed=seed + 20_000 + count)
-        for length in np.geomspace(LOW, reach, count):
-            subjects = (BERT, truth.variant)
-            machine.run(Step("inference", round(length), subjects, None, (None, None), "growing", study.target))
-        seconds = machine.spent_s
-        if width(answer(machine, truth)) <= target:
+        machines = [Machine(study, costs, noise=NOISE, seed=seed + 20_000 + 100 * count + n) for n in range(3)]
+        for machine in machines:
+            for length in np.geomspace(LOW, reach, count):
+                subjects = (BERT, truth.variant)
+                machine.run(Step("inference", round(length), subjects, None, (None, None), "growing", study.target))
+        seconds = statistics.median(machine.spent_s for machine in machines)
+        if statistics.median(width(answer(machine, truth)) for machine in machines) <= target:
             break
     return seconds
 

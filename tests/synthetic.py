@@ -12,7 +12,7 @@ from tippingpoint.measurement import BEST_BATCH, Environment, Failure, Flops, Me
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.profiling.rounds import MIN_ROUNDS, Block, run_rounds
 from tippingpoint.profiling.timing import calls_per_block
-from tippingpoint.study.search import SCREENING_ROUNDS_S, Known, Step, next_step, rounds_budget_s
+from tippingpoint.study.search import Known, Step, next_step
 from tippingpoint.workload import Study, Subject, Workload
 
 MIB = 2**20
@@ -251,8 +251,9 @@ class Machine:
                 for subject in fits
                 for layers in step.layers
             }
-            for arm in timed.values():
-                self.wait(self.overhead_s + arm.seconds)  # its process, and a cold call
+            for (_, layers), arm in timed.items():
+                # Its process, and a cold call; a shallow model is built in half of the time.
+                self.wait(self.overhead_s * (1.0 if layers is None else 0.5) + arm.seconds)
                 if not step.brief:
                     self.wait(max(arm.seconds, 0.5))
             names = {f"{subject} {layers}": key for key in timed for subject, layers in [key]}
@@ -260,7 +261,7 @@ class Machine:
                 {name: (timed[key], calls_per_block(timed[key].seconds)) for name, key in names.items()},
                 [f"{subject} {layers}" for subject, layers in timed if subject in self.study.baselines],
                 target=step.target,
-                budget_s=SCREENING_ROUNDS_S if step.brief else rounds_budget_s(self.study),
+                budget_s=step.rounds_s,
                 clock=lambda: self.clock,
                 seed=len(self.sessions),
                 fewest=2 if step.brief else MIN_ROUNDS,

@@ -177,25 +177,9 @@ def _cells(point: TippingPoint, lengths: Sequence[float]) -> list[Cell]:
         if censored:
             cells += [_out_of_memory(point, length, censored, measured=False) for length in inside]
         elif inside:
-            for length, (low, ratio, high) in zip(inside, _between(point, seen, inside).T.tolist(), strict=True):
+            for length, (low, ratio, high) in zip(inside, point.ratios(inside).T.tolist(), strict=True):
                 cells.append(_cell(point, length, (low, ratio, high), (low > 1) - (high < 1), measured=False))
     return sorted(cells, key=lambda cell: cell.length)
-
-
-def _between(point: TippingPoint, seen: Sequence[ComparisonPoint], lengths: Sequence[float]) -> np.ndarray:
-    """Return low end, median and high end of the ratio between observations, [3, lengths].
-
-    Ratio and interval follow straight lines on logarithmic scales.
-
-    Args:
-        point: Whose observations they are.
-        seen: Observations at growing lengths, none of which ran out of memory.
-        lengths: Between the first and the last of them.
-    """
-    intervals = (each.interval for each in seen)
-    ends = np.log([(low, each.ratio, high) for each, (low, high) in zip(seen, intervals, strict=True)]).T
-    places = np.log([each.length for each in seen])
-    return np.exp([np.interp(np.log(lengths), places, values) for values in ends])
 
 
 def _measured_cell(point: TippingPoint, seen: ComparisonPoint) -> Cell:

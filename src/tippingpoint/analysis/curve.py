@@ -29,12 +29,14 @@ from tippingpoint.intervals import REPLICATES
 _SLOPE, _SLOPE_SPREAD = 1.0, 0.5
 # Of the level: nothing is known.
 _LEVEL_SPREAD = 3.0
-# How far a cost bends away from its straight line, over which distance (in e-folds of positions), and how far a
-# single length lies off the curve; every combination is tried.
+# How far a cost bends away from its straight line; over which distance (in e-folds of positions) it does so, and how
+# likely that is: a kernel that is slow around some length makes a short bend, which is rare. Every combination is
+# tried.
 _BENDS = (0.05, 0.15, 0.5)
-_DISTANCES = (1.0, 2.0)
-# How likely a length lies so far off: fresh processes differ by about 1 % (benchmarks/repeatability.py).
-_OFF = {0.002: 0.4, 0.01: 0.5, 0.03: 0.1}
+_DISTANCES = {0.4: 0.1, 1.0: 0.45, 2.0: 0.45}
+# How far a single length lies off the curve, and how likely that is: fresh processes differ by about 1 %
+# (benchmarks/repeatability.py).
+_OFF = {0.003: 0.2, 0.01: 0.5, 0.02: 0.25, 0.04: 0.05}
 # Nodes that carry the Gaussian process lie so far apart, as a share of the distance over which it bends.
 _NODES_APART = 0.7
 _JITTER = 1e-9
@@ -129,10 +131,10 @@ class RatioCurve:
         spread = np.array([point.spread for point in self._seen])
         lengths = [point.length for point in self._seen]
         fits = []
-        for bend, distance in itertools.product(_BENDS, _DISTANCES):
+        for bend, (distance, rare) in itertools.product(_BENDS, _DISTANCES.items()):
             basis = _Basis(self._logs(lengths), bend, distance)
             for off, likely in _OFF.items():
-                fits.append(_Fit(self._logs, basis, lengths, values, np.hypot(spread, off), math.log(likely)))
+                fits.append(_Fit(self._logs, basis, lengths, values, np.hypot(spread, off), math.log(rare * likely)))
         return fits
 
     def _logs(self, lengths: Sequence[float]) -> np.ndarray:

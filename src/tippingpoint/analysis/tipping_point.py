@@ -25,7 +25,7 @@ from tippingpoint.analysis.curve import RatioCurve
 from tippingpoint.measurement import Outcome
 from tippingpoint.models.architecture import Architecture
 from tippingpoint.models.catalog import ARCHITECTURES, architecture_of
-from tippingpoint.units import format_length, format_percent
+from tippingpoint.units import format_length, format_percent, format_seconds
 from tippingpoint.workload import Subject
 
 VERDICTS = ("crosses", "always", "never", "several crossings", "undecided")
@@ -54,6 +54,11 @@ class TippingPoint:
         positions_interval: The same in sequence positions of the baseline.
         points: The observations it rests on.
         notes: What the reader should know.
+        sessions: How many sessions measured the pair.
+        seconds: What they took, and looks with shallow models; other pairs may have shared them. None if it is not
+            known.
+        needed_s: About how much longer measuring would take to decide it, or to reach the precision asked for; None
+            where nothing is missing, or no time would be enough.
     """
 
     baseline: Subject
@@ -70,6 +75,23 @@ class TippingPoint:
     positions_interval: tuple[int, int] | None
     points: tuple[ComparisonPoint, ...]
     notes: tuple[str, ...] = ()
+    sessions: int = 0
+    seconds: float | None = None
+    needed_s: float | None = None
+
+    def ratios(self, lengths: Sequence[float]) -> np.ndarray:
+        """Return how many times better the variant is at lengths: low end, median, high end, [3, lengths].
+
+        It is what a smooth curve through the observations says (`curve.RatioCurve`); infinite, or zero, where one
+        side ran out of memory.
+
+        Raises:
+            ValueError: If a length lies outside the measured range, where nothing is said.
+        """
+        low, high = self.measured_range
+        if min(lengths) < low or max(lengths) > high:
+            raise ValueError(f"lengths must lie between {low:g} and {high:g}, the measured range")
+        return ratio_curve(self.points, self.baseline, self.variant).at(lengths)
 
     @property
     def measured_range(self) -> tuple[float, float]:
@@ -89,7 +111,8 @@ class TippingPoint:
         if self.verdict == "never":
             return f"{self.variant} is not {better} up to {high} (measured {reach})"
         if self.length is None or self.interval is None:
-            return f"undecided between {self.variant} and {self.baseline} ({reach})"
+            more = "" if self.needed_s is None else f"; about {format_seconds(self.needed_s)} more would decide it"
+            return f"undecided between {self.variant} and {self.baseline} ({reach}){more}"
         point = format_length(self.length, self.unit)
         ends = " to ".join(format_length(end, self.unit) for end in self.interval)
         several = "; it crosses several times" if self.verdict == "several crossings" else ""
@@ -106,6 +129,12 @@ class TippingPoint:
                 else f"{'baseline' if point.censored > 0 else 'variant'} runs out of memory"
             )
             lines.append(f"  {format_length(point.length, self.unit):>16}  {seen}")
+        if self.seconds is not None:
+            rounds = sum(len(point.log_ratios) for point in self.points)
+            lines.append(
+                f"  rests on {self.sessions} session{'s'[: self.sessions != 1]} with {rounds} rounds; measuring took "
+                f"{format_seconds(self.seconds)}"
+            )
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     __repr__ = __str__

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,9 +21,13 @@ from tippingpoint.cli.options import (
     Target,
     Threads,
     cores,
+    counts,
     length_range,
     names,
 )
+
+if TYPE_CHECKING:
+    from tippingpoint.analysis.tipping_point import TippingPoint
 
 
 def command(
@@ -31,8 +36,17 @@ def command(
     lengths: Annotated[str, typer.Option(help="SHORTEST:LONGEST length to consider, in the native unit.")],
     metric: Annotated[str, typer.Option(help="Comma-separated: latency, throughput, peak_memory.")] = "latency",
     phase: Annotated[str, typer.Option(help="Comma-separated: inference, training.")] = "inference",
-    batch_size: Annotated[int, typer.Option(help="Sequences per call (latency and peak memory).")] = 1,
-    precision: Annotated[str, typer.Option(help="How narrow the bracket should become.")] = "10%",
+    batch_sizes: Annotated[
+        str,
+        typer.Option(
+            "--batch-sizes",
+            "--batch-size",
+            help="Sequences per call, such as 1,8,32: a tipping point for each, sharing the budget.",
+        ),
+    ] = "1",
+    precision: Annotated[
+        str, typer.Option(help="How far its 95 % interval may reach to either side of a tipping point.")
+    ] = "10%",
     budget: Budget = "5m",
     device: Device = "cpu",
     dtype: Dtype = "float32",
@@ -42,27 +56,39 @@ def command(
     size: Size = "base",
     target: Target = "2%",
     repeats: Repeats = 1,
+    screening: Annotated[
+        bool, typer.Option(help="Let models of 2 and 4 layers tell where to measure (no number is theirs).")
+    ] = True,
+    map_: Annotated[
+        Path | None,
+        typer.Option("--map", help="Draw length by batch size into this file: .svg, .png, .pdf or .html."),
+    ] = None,
     store: Annotated[Path | None, typer.Option(help="Keep the results in this file and use what is in it.")] = None,
     label: Label = "",
     json: Json = False,
 ) -> None:
     """Find the length from which a variant stays better than a baseline.
 
+    Looks far and wide with shallow models first, then measures the models themselves around the tipping point until
+    its interval is as narrow as asked for. With several batch sizes, says how the tipping point moves with them.
+
     Example: tippingpoint find bert nystromformer --lengths 128:1024 --size tiny --budget 20s
     """
     from tippingpoint.cli.output import progress, show, show_json
+    from tippingpoint.errors import InputError
+    from tippingpoint.report.figures import check_path
     from tippingpoint.store import Store
-    from tippingpoint.study.run import pair_study, run_study
+    from tippingpoint.study.run import pair_study, run_batches
     from tippingpoint.units import parse_duration, parse_fraction
     from tippingpoint.workload import METRICS, PHASES
 
+    sizes = counts(batch_sizes)
     study = pair_study(
         baseline,
         variant,
         lengths=length_range(lengths),
         metrics=names(metric, "metric", METRICS),
         phases=names(phase, "phase", PHASES),
-        batch_size=batch_size,
         device=device,
         dtype=dtype,
         threads=threads,
@@ -73,11 +99,42 @@ def command(
         precision=parse_fraction(precision),
         target=parse_fraction(target),
         repeats=repeats,
+        screening=screening,
     )
+    if map_:
+        check_path(map_)
+        if study.metrics == ("throughput",):
+            raise InputError("throughput is taken at the best batch size, so it has no map; add --metric latency")
+    if study.metrics == ("throughput",) and len(sizes) > 1:
+        raise InputError("throughput is taken at the best batch size; leave --batch-sizes out")
     with Store(store or ":memory:") as opened:
-        result = run_study(study, opened, label=label, progress=progress)
+        results = run_batches(study, opened, sizes, label=label, progress=progress)
+    points = [point for result in results for point in result.tipping_points]
     if json:
-        show_json(result.tipping_points)
-        return
-    for point in result.tipping_points:
-        show(str(point))
+        show_json(points)
+    else:
+        for point in points:
+            show(str(point))
+    if len(sizes) > 1 or map_:
+        for phase_, metric_ in itertools.product(study.phases, study.metrics):
+            if metric_ == "throughput":
+                continue
+            found = [point for point in points if (point.phase, point.metric) == (phase_, metric_)]
+            several = len(study.phases) * len(set(study.metrics) - {"throughput"}) > 1
+            name = map_ and (map_.with_stem(f"{map_.stem}-{metric_}-{phase_}") if several else map_)
+            _show_batches(found, name, quiet=json)
+
+
+def _show_batches(points: list[TippingPoint], path: Path | None, *, quiet: bool) -> None:
+    """Print how a tipping point moves with the batch size, and draw the map."""
+    from tippingpoint.analysis.batch_map import batch_map
+    from tippingpoint.cli.output import progress, show
+    from tippingpoint.report.batch_map import batch_map_chart, batch_rows_table
+    from tippingpoint.report.figures import save
+
+    found = batch_map(points)
+    if not quiet:
+        show("", batch_rows_table(found), found.trend)
+    if path:
+        save(batch_map_chart(found), path)
+        progress(f"drew {path}")

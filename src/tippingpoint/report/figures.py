@@ -91,13 +91,8 @@ def save(chart: alt.LayerChart, path: str | os.PathLike[str]) -> None:
     Raises:
         InputError: If the name ends otherwise, or the file cannot be written there.
     """
-    target = Path(path)
+    target = check_path(path)
     kind = target.suffix.lower().removeprefix(".")
-    if kind not in FORMATS:
-        endings = ", ".join(f".{each}" for each in FORMATS)
-        raise InputError(f"a figure's file must end in one of {endings}, got {str(target)!r}")
-    if not target.parent.is_dir():
-        raise InputError(f"the folder {str(target.parent)!r} does not exist; create it, or choose another")
     content = _rendered(chart, kind)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
@@ -108,6 +103,21 @@ def save(chart: alt.LayerChart, path: str | os.PathLike[str]) -> None:
             draft.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{str(target)!r} cannot be written: {error.strerror}") from error
+
+
+def check_path(path: str | os.PathLike[str]) -> Path:
+    """Return the file a figure is to become, if it can: to be asked before minutes of measuring.
+
+    Raises:
+        InputError: If its name ends as no figure's does, or its folder does not exist.
+    """
+    target = Path(path)
+    if target.suffix.lower().removeprefix(".") not in FORMATS:
+        endings = ", ".join(f".{each}" for each in FORMATS)
+        raise InputError(f"a figure's file must end in one of {endings}, got {str(target)!r}")
+    if not target.parent.is_dir():
+        raise InputError(f"the folder {str(target.parent)!r} does not exist; create it, or choose another")
+    return target
 
 
 def _rendered(chart: alt.LayerChart, kind: str) -> bytes:

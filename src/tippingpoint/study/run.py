@@ -8,30 +8,30 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
 from tippingpoint.analysis.tipping_point import TippingPoint, tipping_point
 from tippingpoint.errors import AnswerError, InputError
-from tippingpoint.measurement import Environment, Measurement, Outcome
+from tippingpoint.measurement import Environment, Measurement, Outcome, is_best_batch
 from tippingpoint.models.catalog import architecture_of, check_subject, modality_of
 from tippingpoint.profiling.device import now
 from tippingpoint.profiling.memory import activation_bytes
 from tippingpoint.profiling.process import WorkerProcess
 from tippingpoint.profiling.session import Effort, default_threads, measure_together, screen
-from tippingpoint.store import Store
+from tippingpoint.store import Store, StoredSession
 from tippingpoint.study.search import (
     SCREENING_LAYERS,
-    SCREENING_ROUNDS_S,
     Known,
     Step,
+    needed_s,
     next_step,
     pairs,
-    rounds_budget_s,
+    screened_range,
 )
-from tippingpoint.units import format_length, format_seconds
+from tippingpoint.units import format_length, format_percent, format_seconds
 from tippingpoint.workload import Study, Subject
 
 logger = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ def _measure(
 ) -> list[Outcome]:
     effort = Effort(
         target=step.target,
-        budget_s=SCREENING_ROUNDS_S if step.brief else rounds_budget_s(study),
+        budget_s=step.rounds_s,
         repeats=1 if step.brief else study.repeats,
         timeout_s=min(_TIMEOUT_BOUNDS_S[1], max(_TIMEOUT_BOUNDS_S[0], 2 * remaining_s)),
         brief=step.brief,
@@ -200,15 +200,23 @@ def collect(study: Study, store: Store, environment: Environment, label: str = "
         label: Only outcomes of runs with it count, if it is not empty.
     """
     known = read_known(study, store, environment, label)
+    sessions = [
+        session for session in store.sessions(environment=environment.fingerprint) if label in ("", session.label)
+    ]
     points = tuple(
-        tipping_point(
-            known.outcomes,
-            baseline,
-            variant,
-            metric=metric,
-            phase=phase,
-            batch_size=study.batch_size,
-            device=study.device,
+        _with_evidence(
+            tipping_point(
+                known.outcomes,
+                baseline,
+                variant,
+                metric=metric,
+                phase=phase,
+                batch_size=study.batch_size,
+                device=study.device,
+            ),
+            study,
+            known,
+            sessions,
         )
         for phase in study.phases
         for metric in study.metrics
@@ -222,6 +230,81 @@ def collect(study: Study, store: Store, environment: Environment, label: str = "
         seconds=_seconds_spent(store, study_key(study), label),
         complete=next_step(study, known, math.inf) is None,
     )
+
+
+def _with_evidence(
+    point: TippingPoint, study: Study, known: Known, sessions: Sequence[StoredSession]
+) -> TippingPoint:
+    """Return a tipping point with what it rests on, what that took, and what is missing."""
+    pair = (point.baseline, point.variant)
+    measured, looked = (_roots(outcomes, point.phase) for outcomes in (known.outcomes, known.screened))
+    count, seconds = 0, 0.0
+    for session in sessions:
+        roots = {_root(outcome) for outcome in session.outcomes}
+        subjects = {o.workload.subject for o in session.outcomes if _root(o) in measured | looked}
+        if subjects.issuperset(pair):
+            seconds += session.seconds
+            count += not measured.isdisjoint(roots)
+    notes = list(point.notes)
+    seen = screened_range(study, known, point.phase)
+    if seen and point.metric != "peak_memory" and point.points:
+        low, high = (format_length(length, point.unit) for length in seen)
+        depths = " and ".join(map(str, SCREENING_LAYERS))
+        notes.append(
+            f"where to measure was chosen by models of {depths} layers, from {low} to {high}; no number is theirs"
+        )
+    needed = needed_s(study, known, point.phase, pair, point.metric)
+    if needed is not None and point.interval is not None:
+        notes.append(
+            f"its interval is wider than the +-{format_percent(study.precision)} asked for; about "
+            f"{format_seconds(needed)} more would narrow it to that"
+        )
+    return replace(point, sessions=count, seconds=seconds, needed_s=needed, notes=tuple(notes))
+
+
+def _roots(outcomes: Sequence[Outcome], phase: str) -> set[str]:
+    return {_root(outcome) for outcome in outcomes if outcome.workload.phase == phase}
+
+
+def _root(outcome: Outcome) -> str:
+    """Return the name of a session without that of the group in it."""
+    return outcome.session.partition("-")[0]
+
+
+def run_batches(
+    study: Study,
+    store: Store,
+    batch_sizes: Sequence[int],
+    *,
+    label: str = "",
+    progress: Callable[[str], None] | None = None,
+) -> list[StudyResult]:
+    """Measure a study at several batch sizes, within its budget for all of them together.
+
+    Args:
+        study: What to compare.
+        store: Where outcomes go; see `run_study`.
+        batch_sizes: Sequences per call, each once.
+        label: What to call this run.
+        progress: Called with one line at a time.
+
+    Returns:
+        A result for each batch size, smallest first. What one leaves of its share of the budget goes to the next.
+
+    Raises:
+        InputError: If the study or a batch size is not legal.
+        StoreError: If results cannot be written.
+        AnswerError: If nothing could be measured at a batch size.
+    """
+    sizes = sorted(set(batch_sizes))
+    results: list[StudyResult] = []
+    for number, size in enumerate(sizes):
+        left = study.budget_s - sum(result.seconds for result in results)
+        share = study.replace(batch_size=size, budget_s=max(1.0, left / (len(sizes) - number)))
+        if progress and len(sizes) > 1:
+            progress(f"batch size {size}")
+        results.append(run_study(share, store, label=label, progress=progress))
+    return results
 
 
 def find_tipping_point(
@@ -332,18 +415,18 @@ def read_known(study: Study, store: Store, environment: Environment, label: str 
         for outcome in session.outcomes
     ]
     return Known(
-        tuple(outcome for outcome in found if _belongs(study, outcome, (None,), batches=True)),
+        tuple(outcome for outcome in found if _belongs(study, outcome, (None,))),
         tuple(outcome for outcome in found if _belongs(study, outcome, SCREENING_LAYERS)),
     )
 
 
-def _belongs(study: Study, outcome: Outcome, layers: tuple[int | None, ...], *, batches: bool = False) -> bool:
-    """Whether an outcome is of a study's subjects, with some depth; with `batches`, at whatever batch size."""
+def _belongs(study: Study, outcome: Outcome, layers: tuple[int | None, ...]) -> bool:
+    """Whether an outcome is of a study's subjects, with some depth, at the study's batch size or at the best one."""
     workload = outcome.workload
     if workload.subject not in study.subjects or workload.phase not in study.phases or workload.layers not in layers:
         return False
     same = study.workload(workload.subject, workload.length, workload.phase).replace(layers=workload.layers)
-    return workload == (same.replace(batch_size=workload.batch_size) if batches else same)
+    return workload == (same.replace(batch_size=workload.batch_size) if is_best_batch(outcome) else same)
 
 
 def _memory_points(study: Study, subject: Subject, phase: str, known: Known) -> list[tuple[int, int]]:

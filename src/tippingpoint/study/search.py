@@ -15,16 +15,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from tippingpoint.analysis.comparison import ComparisonPoint, comparison_points
-from tippingpoint.analysis.tipping_point import Located, grid, last_crossings, locate_pair, ratio_curve
+from tippingpoint.analysis.curve import RatioCurve
+from tippingpoint.analysis.tipping_point import grid, locate_pair, ratio_curve
 from tippingpoint.measurement import Failure, Measurement, Outcome, is_best_batch
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.profiling.rounds import MIN_ROUNDS
+from tippingpoint.study.doubts import Doubt, look_at
 from tippingpoint.workload import Study, Subject
 
 # Depths of the models that are only looked at; two of them, because what is not in the layers is not free.
@@ -32,7 +34,7 @@ SCREENING_LAYERS = (2, 4)
 # Look at a model this deep or deeper with shallow ones; below, they would save nothing.
 _DEEP = 8
 # How far the log-ratio of shallow models may be off, half the width of an interval of 95 %.
-_SCREENING_TOLERANCE = 0.15
+_SCREENING_TOLERANCE = 0.12
 # ... and how far that of single sequences tells about the best batch sizes.
 _BATCH_TOLERANCE = 0.4
 
@@ -43,6 +45,8 @@ _USUAL_GROWTH = 1.3
 _GROWTH_BOUNDS = (1.0, 2.0)
 # Where there is something to refine, that must still be affordable after the grid has grown.
 _GROW_SHARE = 0.65
+# So much of what is left of the budget may go to a look at a longer length, while a pair has not tipped.
+_LOOK_SHARE = 0.25
 # Inference may take this much of the budget while training waits.
 _FIRST_PHASE_SHARE = 0.6
 # Seconds a process costs whatever the length: it is started, and builds the model; half of a short warm-up.
@@ -50,25 +54,43 @@ _BUILD_S = 1.25
 _SHALLOW_BUILD_S = 0.5
 # A training step, where only inference is known: backward takes twice the forward pass, and the optimizer.
 _TRAINING_FACTOR = 5.0
-# Timed rounds of one session may take this share of the budget, between these bounds in seconds.
+# Timed rounds of one session may take this share of the budget, between these bounds in seconds ...
 _ROUNDS_SHARE = 0.04
 _ROUNDS_BOUNDS_S = (2.0, 30.0)
-
-# ... of a look with shallow models, and of a session for memory alone.
-SCREENING_ROUNDS_S = 1.0
+# ... more near a tipping point: beside building and warming up, few rounds are a waste ...
+_REFINING_ROUNDS = 2.5
+# ... and hardly any where time is only looked at.
+_BRIEF_ROUNDS_S = 1.0
 
 # Beside a tipping point, this far away in the log-ratio the sign is certain and the curve still straight ...
-_CLEAR = 0.08
+_CLEAR = 0.12
 # ... within these factors of the length.
-_BESIDE = (1.15, 1.5)
+_BESIDE = (1.2, 1.7)
+# Further away (in e-folds of the length) than this, what is seen says little about the tipping point.
+_NEAR = 1.1
+# Where another measurement may tell most, as shares of the reach of the doubt, and as factors of the length.
+_INSIDE = (-1.2, -0.6, 0.0, 0.6, 1.2)
+_APART = (0.1, 0.2, 0.3, 0.45, 0.65, 0.8, 1.25, 1.6)
 # Far from the tipping point the sign is all that counts.
 _COARSE_TARGET = 0.05
 # The ratio must be known this much better than the length divided by the slope: several lengths share the work.
 _SHARED = 0.8
 # Sessions for one tipping point within its interval; what they cannot tell, more of them will not either.
 _MOST_REFINEMENTS = 12
-# Sessions at one length.
-_MOST_AT_LENGTH = 3
+# ... nor where a variant may just be behind for a while.
+_MOST_IN_DIP = 2
+# Looks are this far apart at first (less what rounding to legal lengths takes away); in between there is one more
+# where a variant gains less than this on the baseline, and is not far ahead anyway.
+_DOUBLED = 1.8
+_GAINS, _FAR = 0.05, 0.4
+# A verdict is sure if so many draws agree.
+_SURE = 0.95
+# A log-ratio so many of its standard deviations from zero is decided; one closer than this will not be in any time
+# that somebody would wait.
+_DECIDED, _TELLING = 1.96, 0.3
+# A length that was measured already is replaced by a neighbour not further away than this.
+_NEIGHBOUR = 0.02
+_MOST_NEIGHBOURS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +105,7 @@ class Step:
         largest_batches: Bound of the search for each subject's best batch size.
         purpose: "screening", "growing", "refining", "checking" or "memory".
         target: Half-width of the 95 % interval of the log-ratio at which timing may end.
+        rounds_s: What timed rounds may take.
         brief: Whether time is only looked at, because memory or a first impression is all that is asked for.
     """
 
@@ -93,6 +116,7 @@ class Step:
     largest_batches: tuple[int | None, ...]
     purpose: str
     target: float
+    rounds_s: float = 30.0
     brief: bool = False
 
     @property
@@ -131,10 +155,28 @@ def next_step(study: Study, known: Known, remaining_s: float) -> Step | None:
     return None
 
 
-def rounds_budget_s(study: Study) -> float:
-    """Return the seconds that the timed rounds of one session may take."""
-    low, high = _ROUNDS_BOUNDS_S
-    return min(high, max(low, _ROUNDS_SHARE * study.budget_s))
+def needed_s(study: Study, known: Known, phase: str, pair: tuple[Subject, Subject], metric: str) -> float | None:
+    """Return about how many seconds would decide a pair, or narrow its tipping point to the study's precision.
+
+    Noise falls with the square root of the time that is spent on it.
+
+    Args:
+        study: With subjects resolved.
+        known: What was measured.
+        phase: "inference" or "training".
+        pair: Baseline and variant.
+        metric: "latency", "throughput" or "peak_memory".
+
+    Returns:
+        Seconds; None where nothing is missing, or no time would be enough.
+    """
+    return _Search(study, phase, known).needed_s(pair, metric)
+
+
+def screened_range(study: Study, known: Known, phase: str) -> tuple[float, float] | None:
+    """Return the lengths from which to which shallow models were looked at, None if they were not."""
+    lengths = [o.workload.length for o in known.screened if o.workload.phase == phase and isinstance(o, Measurement)]
+    return (min(lengths), max(lengths)) if lengths and can_screen(study) else None
 
 
 def pairs(study: Study) -> list[tuple[Subject, Subject]]:
@@ -156,13 +198,14 @@ def _times(study: Study) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Wish:
-    """A length that a pair wants to be measured at, and how well."""
+    """A length that a pair wants to be measured at, and how well; `or_shorter` if a shorter one would do."""
 
     length: float
     subjects: tuple[Subject, ...]
     target: float
     urgency: float
     purpose: str
+    or_shorter: bool = False
 
 
 class _Search:
@@ -190,8 +233,7 @@ class _Search:
             return self._session(self.low, self.study.subjects, "screening" if self.screens else "growing")
         if self.screens:
             look = self._screen(budget_s)
-            cheap = look and (look.expected_s or 0.0) <= _CHEAP * self.study.budget_s
-            if look and cheap:
+            if look and (look.expected_s or 0.0) <= self._worth_a_look(budget_s):
                 return look
             return self._refine(budget_s) or (None if self._settled else self._grow(budget_s))
         grow = self._grow(budget_s)
@@ -199,16 +241,38 @@ class _Search:
 
     # Looking far and wide
 
+    def _worth_a_look(self, budget_s: float) -> float:
+        """Return seconds that a look at the next length may take: more while a pair has not tipped."""
+        cheap = _CHEAP * self.study.budget_s
+        return cheap if self._settled else max(cheap, _LOOK_SHARE * budget_s)
+
     def _screen(self, budget_s: float) -> Step | None:
-        """Return a look with shallow models at the next length of the ladder."""
+        """Return a look with shallow models: where the ratio does not grow as it should, else at twice the length."""
         seen = {outcome.workload.length for outcome in self.screened}
-        length = self._legal(min(self.high, 2 * max(seen))) if seen else self.low
+        length = self.low
+        if seen:
+            length = self._where_it_falls(sorted(seen)) or self._legal(min(self.high, 2 * max(seen)))
         if length in seen or any(isinstance(outcome, Failure) for outcome in self.screened):
             return None
         expected = self.costs.screening_s(length, self.study.subjects)
         if expected is not None and expected > budget_s:
             return None
         return self._session(length, self.study.subjects, "screening")
+
+    def _where_it_falls(self, seen: Sequence[float]) -> float | None:
+        """Return the middle of two lengths between which a variant that is no longer behind does not get ahead.
+
+        What is asymptotically cheaper gains on the baseline all along; where it does not, it may fall behind again.
+        """
+        for (left, right), pair in itertools.product(itertools.pairwise(seen), pairs(self.study)):
+            ratios = [self.costs.screened_log_ratio(pair, length) for length in (left, right)]
+            middle = self._legal(math.sqrt(left * right))
+            if right / left < _DOUBLED or None in ratios or middle in seen:
+                continue
+            before, after = ratios
+            if before > -_SCREENING_TOLERANCE / 2 and abs(after) < _FAR and after - before < _GAINS:  # type: ignore[operator]
+                return middle
+        return None
 
     def _grow(self, budget_s: float) -> Step | None:
         """Return a longer length than any that was measured, as long as it is worth it."""
@@ -260,8 +324,14 @@ class _Search:
             # Pairs that want the same length share a session, and its baseline.
             together = {s for other in self._wishes if other.length == wish.length for s in other.subjects}
             for subjects in (tuple(s for s in self.study.subjects if s in together), wish.subjects):
-                if (self.costs.session_s(wish.length, subjects) or 0.0) <= budget_s:
-                    return self._session(wish.length, subjects, wish.purpose, wish.target)
+                length = wish.length
+                while (self.costs.session_s(length, subjects, refining=True) or 0.0) > budget_s:
+                    length = self._legal(length / math.sqrt(2))
+                    tried = {outcome.workload.length for outcome in self.outcomes}
+                    if not wish.or_shorter or length in tried or length <= self.low:
+                        break
+                else:
+                    return self._session(length, subjects, wish.purpose, wish.target)
         return None
 
     @cached_property
@@ -278,75 +348,121 @@ class _Search:
 
     def _wish(self, pair: tuple[Subject, Subject], metric: str) -> _Wish | None:
         """Return where the answer of a pair is least certain, None where it is certain enough."""
-        points = self._points(pair, metric)
         plan = self._plan(pair, metric)
         if not plan:
             return None
-        lengths = grid(plan[0].length, plan[-1].length, *pair)
-        draws = ratio_curve(plan, *pair).draws(lengths)
-        middle = math.exp(np.median(last_crossings(lengths, draws)))
-        slope = _slope(lengths, draws, middle)
-        ends_better = float((draws[:, -1] > 0).mean())
-        always = float((draws > 0).all(axis=1).mean())
-        located = locate_pair(points, *pair)
-        precision = math.log1p(self.study.precision)
-        fine = max(self.study.target, min(_COARSE_TARGET, _SHARED * slope * precision))
-
-        def wish(length: float, target: float, urgency: float) -> _Wish | None:
-            length = self._legal(min(max(length, self.low), self.high))
-            purpose = "memory" if metric == "peak_memory" else "refining" if located.interval else "checking"
-            if self._times_at(length, pair) >= _MOST_AT_LENGTH:
-                return None
-            return _Wish(length, pair, target, urgency, purpose)
-
+        points = self._points(pair, metric)
         measured = [point.length for point in points]
-        if ends_better < 0.5:
-            # It does not tip: the longest length there is says so.
-            if plan[-1].length in measured or not self.screens:
+        first, last = plan[0].length, plan[-1].length
+        view = look_at(ratio_curve(plan, *pair), grid(first, last, *pair))
+        doubt = view.doubt
+
+        def wish(near: float, target: float, urgency: float, purpose: str = "checking") -> _Wish | None:
+            length = self._untried(near, pair)
+            if length is None:
                 return None
-            return wish(plan[-1].length, _COARSE_TARGET, 1.0)
-        if always > 0.5:
-            return None if self.low in measured else wish(self.low, _COARSE_TARGET, 1.0)
-        beside = min(max(math.exp(_CLEAR / slope), _BESIDE[0]), _BESIDE[1])
-        # Evidence on both sides comes first; what lies far away says little about the tipping point.
-        for side, place in ((-1, middle / beside), (1, middle * beside)):
-            there = [point for point in points if point.sign == side and side * (point.length - middle) > 0]
-            tried = [length for length in measured if abs(math.log(length / place)) < 0.5 * math.log(beside)]
-            if not any(abs(math.log(p.length / middle)) < 2 * math.log(_BESIDE[1]) for p in there) and not tried:
-                return wish(place, fine, 1.0)
+            return _Wish(length, pair, target, urgency, "memory" if metric == "peak_memory" else purpose)
+
+        if view.at_end < 0.5:
+            # It does not tip: the longest length there is says so.
+            unsure = last not in measured or view.at_end > 1 - _SURE
+            found = wish(last, _COARSE_TARGET, 1.0) if unsure else None
+            return found and replace(found, or_shorter=True)
+        if view.always >= _SURE or doubt is None:
+            return wish(first, _COARSE_TARGET, 1.0) if first not in measured else None
+        if doubt.is_dip and self._refinements(doubt.deepest, pair, _NEIGHBOUR) < _MOST_IN_DIP:
+            return wish(doubt.deepest, self._target(doubt), 1.0)
+        side = self._other_side(points, doubt, (first, last))
+        if side is not None:
+            return wish(side, self._target(doubt), 1.0)
+        located = locate_pair(points, *pair)
         if located.interval is None:
-            return wish(middle, fine, 0.8)
+            return wish(last if view.at_end < _SURE else doubt.length, self._target(doubt), 0.9)
         width = math.log(located.interval[1] / located.interval[0])
-        if width <= 2 * precision or self._refinements(located, pair) >= _MOST_REFINEMENTS:
+        if width <= 2 * math.log1p(self.study.precision):
             return None
-        return wish(self._best_place(points, pair, located, fine), fine, width)
-
-    def _best_place(
-        self, points: list[ComparisonPoint], pair: tuple[Subject, Subject], located: Located, target: float
-    ) -> float:
-        """Return the length, out of the interval and a little beyond, after which the interval should be narrowest.
-
-        What a measurement there would tell about the curve does not depend on what it will say.
-        """
-        assert located.length is not None
-        assert located.interval is not None
-        low, high = located.interval
-        reach = 0.5 * math.log(high / low)
-        places = {self._legal(located.length * math.exp(share * reach)) for share in (-1.2, -0.6, 0.0, 0.6, 1.2)}
+        # From here on shallow models have no say.
         curve = ratio_curve(points, *pair)
-        now = curve.spread_after(located.length, located.length, math.inf)
-        gains = {
-            (now**2 - curve.spread_after(located.length, place, target / 1.96) ** 2)
-            / (self.costs.session_s(place, pair) or 1.0): place
-            for place in places
-            if self._times_at(place, pair) < _MOST_AT_LENGTH
-        }
-        return gains[max(gains)] if gains else located.length
+        doubt = look_at(curve, grid(measured[0], measured[-1], *pair)).doubt
+        if doubt is None or self._refinements(doubt.length, pair, _NEAR) >= _MOST_REFINEMENTS:
+            return None
+        place = doubt.deepest if doubt.is_dip else self._most_telling(curve, doubt, pair)
+        return wish(place, self._target(doubt), width, "refining")
 
-    def _refinements(self, located: Located, pair: tuple[Subject, Subject]) -> int:
-        assert located.interval is not None
-        low, high = located.interval
-        return sum(self._times_at(length, pair) for length in self._lengths(pair) if low <= length <= high)
+    def _target(self, doubt: Doubt) -> float:
+        """Return how well the log-ratio must be known for a tipping point of the study's precision."""
+        return max(self.study.target, min(_COARSE_TARGET, _SHARED * doubt.slope * math.log1p(self.study.precision)))
+
+    def _other_side(self, points: list[ComparisonPoint], doubt: Doubt, ends: tuple[float, float]) -> float | None:
+        """Return a length where a sign is expected that was not seen near a tipping point yet."""
+        measured = [point.length for point in points]
+        apart = min(max(_CLEAR / doubt.slope, math.log(_BESIDE[0])), math.log(_BESIDE[1]))
+        for side in (-1, 1):
+            there = [point for point in points if 0 < side * math.log(point.length / doubt.length) < _NEAR]
+            if any(point.sign == side for point in there):
+                continue
+            # Where it was looked for and not found, it lies further out.
+            out = max([0.0, *(side * math.log(point.length / doubt.length) for point in there)]) + apart
+            while True:
+                place = self._legal(min(max(doubt.length * math.exp(side * out), ends[0]), ends[1]))
+                if place not in measured:
+                    return place
+                if place in ends:
+                    break
+                out += apart
+        return None
+
+    def _most_telling(self, curve: RatioCurve, doubt: Doubt, pair: tuple[Subject, Subject]) -> float:
+        """Return the length where another session should narrow the interval most for its time.
+
+        What a measurement tells about a curve does not depend on what it will say.
+        """
+        factors = [*(math.exp(share * doubt.reach) for share in _INSIDE), *_APART]
+        places = {self._legal(doubt.length * factor) for factor in factors}
+        noise = self._target(doubt) / 1.96
+        now = curve.spread_after(doubt.length, doubt.length, math.inf)
+        gains = {
+            (now**2 - curve.spread_after(doubt.length, place, noise) ** 2)
+            / (self.costs.session_s(place, pair, refining=True) or 1.0): place
+            for place in places
+            if self._untried(place, pair)
+        }
+        return gains[max(gains)] if gains else doubt.length
+
+    def _refinements(self, length: float, pair: tuple[Subject, Subject], apart: float) -> int:
+        """Return in how many sessions a pair has been around a length, within e-folds of it."""
+        near = [other for other in self._lengths(pair) if abs(math.log(other / length)) < apart]
+        return sum(self._times_at(other, pair) for other in near)
+
+    def needed_s(self, pair: tuple[Subject, Subject], metric: str) -> float | None:
+        """Return about how many seconds would decide a pair; see the function of this name."""
+        points = self._points(pair, metric)
+        if not points:
+            return self.costs.session_s(self.low, pair, refining=True)
+        last = points[-1]
+        located = locate_pair(points, *pair)
+        if located.interval is not None and located.length is not None:
+            width = math.log(located.interval[1] / located.interval[0])
+            wanted = 2 * math.log1p(self.study.precision)
+            if width <= wanted or self._untried(located.length, pair) is None:
+                return None
+            sessions = max(2, self._refinements(located.length, pair, _NEAR))
+            more = sessions * ((width / wanted) ** 2 - 1)
+            return self._repeated_s(located.length, pair, more)
+        if located.verdict != "undecided" or last.censored:
+            return None
+        ways = []
+        if last.length < self.high:
+            longer = self._legal(min(self.high, 2 * last.length))
+            ways.append(self.costs.session_s(longer, pair, refining=True))
+        distance = abs(last.center) / last.spread if last.spread else math.inf
+        if distance > _TELLING:
+            ways.append(self._repeated_s(last.length, pair, (_DECIDED / distance) ** 2 - 1))
+        return min((way for way in ways if way is not None), default=None)
+
+    def _repeated_s(self, length: float, pair: tuple[Subject, Subject], sessions: float) -> float | None:
+        each = self.costs.session_s(length, pair, refining=True)
+        return None if each is None else max(1, math.ceil(sessions)) * each
 
     # What is known
 
@@ -363,9 +479,9 @@ class _Search:
         tolerance = _SCREENING_TOLERANCE if metric == "latency" else _BATCH_TOLERANCE
         there = {point.length for point in points}
         for length in {outcome.workload.length for outcome in self.screened} - there:
-            baseline, variant = (self.costs.screened_s(subject, length) for subject in pair)
-            if baseline and variant:
-                points.append(ComparisonPoint(length, (math.log(baseline / variant),), tolerance=tolerance))
+            ratio = self.costs.screened_log_ratio(pair, length)
+            if ratio is not None:
+                points.append(ComparisonPoint(length, (ratio,), tolerance=tolerance))
         return sorted(points, key=lambda point: point.length)
 
     def _lengths(self, pair: tuple[Subject, Subject]) -> set[float]:
@@ -379,6 +495,21 @@ class _Search:
                 sessions.setdefault(outcome.session.partition("-")[0], set()).add(outcome.workload.subject)
         return sum(subjects.issuperset(pair) for subjects in sessions.values())
 
+    def _untried(self, length: float, pair: tuple[Subject, Subject]) -> float | None:
+        """Return a legal length close by at which a pair has not been measured, None if there is none.
+
+        Two sessions at one length tell no more than two at neighbouring lengths, and less if that one is peculiar.
+        """
+        length = self._legal(min(max(length, self.low), self.high))
+        step = architecture_of(pair[0]).unit == "seconds" and length * _NEIGHBOUR / _MOST_NEIGHBOURS
+        for number in range(2 * _MOST_NEIGHBOURS + 1):
+            away = (number + 1) // 2 * (1 if number % 2 else -1)
+            near = self._legal(length + away * (step or self._multiple))
+            close = number == 0 or abs(math.log(near / length)) < _NEIGHBOUR
+            if close and self.low <= near <= self.high and not self._times_at(near, pair):
+                return near
+        return None
+
     def _session(
         self, length: float, subjects: tuple[Subject, ...], purpose: str, target: float | None = None
     ) -> Step:
@@ -386,11 +517,12 @@ class _Search:
         expected = (
             self.costs.screening_s(length, subjects)
             if purpose == "screening"
-            else self.costs.session_s(length, subjects)
+            else self.costs.session_s(length, subjects, refining=purpose != "growing")
         )
         batches = tuple(self._largest_useful_batch(subject, length) for subject in subjects)
         brief = purpose in ("screening", "memory") or not _times(self.study)
-        return Step(self.phase, length, subjects, expected, batches, purpose, target or coarse, brief)
+        rounds_s = _BRIEF_ROUNDS_S if brief else self.costs.rounds_s(purpose != "growing")
+        return Step(self.phase, length, subjects, expected, batches, purpose, target or coarse, rounds_s, brief)
 
     def _largest_useful_batch(self, subject: Subject, length: float) -> int | None:
         """Return the best batch size at the longest shorter length: beyond it batches pay less, never more."""
@@ -409,21 +541,13 @@ class _Search:
         rules = [architecture_of(subject) for subject in self.study.subjects]
         if rules[0].unit == "seconds":
             return max(rule.nearest_legal(length) for rule in rules)
-        multiple = math.lcm(*(rule.lengths.multiple_of for rule in rules))
         shortest = max(rule.lengths.minimum for rule in rules)
-        smallest = math.ceil(shortest / multiple) * multiple
-        return max(smallest, round(length / multiple) * multiple)
+        smallest = math.ceil(shortest / self._multiple) * self._multiple
+        return max(smallest, round(length / self._multiple) * self._multiple)
 
-
-def _slope(lengths: Sequence[float], draws: np.ndarray, place: float) -> float:
-    """Return how fast the median log-ratio grows with the log of the length around a place; at least a little."""
-    logs = np.log(lengths)
-    near = np.abs(logs - math.log(place)) < math.log(_BESIDE[1])
-    median, logs = np.median(draws[:, near], axis=0), logs[near]
-    finite = np.isfinite(median)
-    if finite.sum() < 2:
-        return 1.0
-    return max(0.05, float(np.polyfit(logs[finite], median[finite], 1)[0]))
+    @cached_property
+    def _multiple(self) -> int:
+        return math.lcm(*(architecture_of(subject).lengths.multiple_of for subject in self.study.subjects))
 
 
 class _Costs:
@@ -433,8 +557,14 @@ class _Costs:
         self.study = study
         self.phase = phase
         self.known = known
+        self._screened: dict[Subject, dict[float, float]] = {}
 
-    def session_s(self, length: float, subjects: Sequence[Subject]) -> float | None:
+    def rounds_s(self, refining: bool) -> float:
+        """Return seconds that timed rounds may take."""
+        low, high = _ROUNDS_BOUNDS_S
+        return (_REFINING_ROUNDS if refining else 1.0) * min(high, max(low, _ROUNDS_SHARE * self.study.budget_s))
+
+    def session_s(self, length: float, subjects: Sequence[Subject], *, refining: bool = False) -> float | None:
         """Return seconds a session should take; None where nothing is known."""
         together = self._together(length, subjects)
         if together is None:
@@ -443,7 +573,7 @@ class _Costs:
         # memory (training: two steps) and inspection; then in each process, building, a cold call and warm-up
         alone = (2 if self.phase == "inference" else 3) * together
         process = _BUILD_S * len(subjects) + 2 * together
-        rounds = max(study.repeats * MIN_ROUNDS * together, min(rounds_budget_s(study), 50 * together))
+        rounds = max(study.repeats * MIN_ROUNDS * together, min(self.rounds_s(refining), 30 * together))
         timed = study.repeats * process + rounds
         if "throughput" in study.metrics:
             timed = 2 * timed + 3 * together
@@ -460,23 +590,43 @@ class _Costs:
             shallow += sum(SCREENING_LAYERS) / depth / len(subjects)
         return 4 * shallow * together + _SHALLOW_BUILD_S * len(subjects) * len(SCREENING_LAYERS)
 
-    def screened_s(self, subject: Subject, length: float) -> float | None:
-        """Return what shallow models tell of a subject's latency at its own depth."""
-        seen = {
-            outcome.workload.layers: outcome.latency_s
-            for outcome in self.known.screened
-            if isinstance(outcome, Measurement)
-            and (outcome.workload.phase, outcome.workload.subject, outcome.workload.length)
-            == (self.phase, subject, length)
-        }
-        depth = architecture_of(subject).layers(self.study.size)
-        if depth is None or not set(SCREENING_LAYERS) <= seen.keys():
-            return None
+    def screened_log_ratio(self, pair: tuple[Subject, Subject], length: float) -> float | None:
+        """Return the log-ratio that shallow models tell of, None where they tell nothing."""
+        baseline, variant = (self.screened_s(subject).get(length) for subject in pair)
+        return math.log(baseline / variant) if baseline and variant else None
+
+    def screened_s(self, subject: Subject) -> dict[float, float]:
+        """Return what shallow models tell of a subject's latency at its own depth, by length.
+
+        The cost of a stack is linear in its depth. What a layer adds, as a share of the deeper of the two models, is
+        taken from a straight line through the shares at all lengths: of two noisy numbers at one length, the
+        difference is noisier still.
+        """
+        if subject not in self._screened:
+            self._screened[subject] = self._extrapolated(subject)
+        return self._screened[subject]
+
+    def _extrapolated(self, subject: Subject) -> dict[float, float]:
+        seen: dict[float, dict[int | None, float]] = {}
+        for outcome in self.known.screened:
+            workload = outcome.workload
+            if isinstance(outcome, Measurement) and (workload.phase, workload.subject) == (self.phase, subject):
+                # Of a few blocks the shortest is the one that nothing else disturbed.
+                seen.setdefault(workload.length, {})[workload.layers] = float(outcome.per_call_s.min())
         low, high = SCREENING_LAYERS
-        layer = (seen[high] - seen[low]) / (high - low)
-        # Noise may hide what two layers more take; they never take less than their share of all.
-        layer = max(layer, 0.5 * seen[high] / high)
-        return seen[high] + (depth - high) * layer
+        both = {length: times for length, times in sorted(seen.items()) if set(SCREENING_LAYERS) <= times.keys()}
+        depth = architecture_of(subject).layers(self.study.size)
+        if depth is None or not both:
+            return {}
+        shares = [(1 - times[low] / times[high]) / (high - low) for times in both.values()]
+        logs = np.log(list(both))
+        line = np.poly1d(np.polyfit(logs, shares, 1 if len(both) > 3 else 0))
+        # A layer takes no more than its part of the model, and hardly less than half of it.
+        layer = np.clip(line(logs), 0.5 / high, 1 / high)
+        return {
+            length: times[high] * (1 + (depth - high) * share)
+            for (length, times), share in zip(both.items(), layer.tolist(), strict=True)
+        }
 
     def _together(self, length: float, subjects: Sequence[Subject]) -> float | None:
         calls = [self._latency(subject, length) for subject in subjects]
@@ -506,11 +656,7 @@ class _Costs:
     def _latencies(self, subject: Subject, phase: str) -> dict[float, float]:
         found = {}
         if phase == self.phase:
-            for outcome in self.known.screened:
-                if outcome.workload.subject == subject and outcome.workload.phase == phase:
-                    estimate = self.screened_s(subject, outcome.workload.length)
-                    if estimate:
-                        found[outcome.workload.length] = estimate
+            found |= self.screened_s(subject)
         for outcome in self.known.outcomes:
             workload = outcome.workload
             mine = (workload.subject, workload.phase, workload.batch_size) == (subject, phase, self.study.batch_size)
