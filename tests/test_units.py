@@ -14,6 +14,7 @@ from tippingpoint.units import (
     parse_bytes,
     parse_duration,
     parse_fraction,
+    parse_length,
 )
 
 
@@ -31,6 +32,28 @@ def test_memory_sizes_are_read_in_decimal_and_binary_units(text, size):
 )
 def test_durations_are_read_in_units_from_microseconds_to_hours(text, seconds):
     assert parse_duration(text) == pytest.approx(seconds, rel=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("text", "length"),
+    [("4096", 4096), ("64k", 64_000), ("1M", 10**6), ("1.5m", 1_500_000), ("64Ki", 65_536), ("1 Mi", 2**20), (7, 7)],
+)
+def test_lengths_are_read_in_thousands_and_in_powers_of_two(text, length):
+    assert parse_length(text) == length
+    assert isinstance(parse_length(text), int)
+
+
+def test_a_length_may_be_a_fraction():
+    assert parse_length("2.5") == 2.5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("long", "must be a number with a unit, such as 4096"), ("4T", "unknown unit 't'"), ("0", "must be positive")],
+)
+def test_what_is_no_length_says_what_was_expected(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_length(text)
 
 
 @pytest.mark.parametrize(("text", "share"), [("2%", 0.02), ("0.02", 0.02), (0.5, 0.5), ("99.9 %", 0.999)])

@@ -44,6 +44,7 @@ def run(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_wheel_carries_licence_and_type_marker(installed: Path) -> None:
     assert (installed / "tippingpoint/py.typed").exists()
     assert list(installed.glob("*.dist-info/licenses/LICENSE"))
+    assert (installed / "tippingpoint/device_profiles/h100.yaml").exists()
     assert not (installed / "tests").exists()
 
 

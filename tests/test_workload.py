@@ -208,6 +208,21 @@ def test_replacing_a_field_checks_it():
         Workload("bert", 512, device="cuda", dtype="float16").replace(device="cpu")
 
 
+@pytest.mark.parametrize("field", ["layers", "width"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, True])
+def test_depth_and_width_are_whole_numbers(field, value):
+    with pytest.raises(InputError, match=f"{field} must be a whole number of at least 1"):
+        Workload("bert", 512, **{field: value})
+
+
+def test_another_depth_and_width_show_in_the_shape():
+    assert Workload("bert", 512).shape == "base"
+    assert Workload("bert", 512, layers=24).shape == "base, 24 layers"
+    assert Workload("bert", 512, size="tiny", layers=3, width=96).shape == "tiny, 3 layers, 96 wide"
+    assert "base, 24 layers" in str(Workload("bert", 512, layers=24))
+    assert Workload("bert", 512, layers=24) != Workload("bert", 512)
+
+
 def test_a_workload_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Workload("bert", 512).length = 3  # pyright: ignore[reportAttributeAccessIssue]

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from tippingpoint.analysis.compare import Comparison, compare
+    from tippingpoint.analysis.prediction import Prediction
     from tippingpoint.analysis.recommend import Constraint, Recommendation
     from tippingpoint.analysis.tipping_point import TippingPoint
     from tippingpoint.attention.local import local_attention
@@ -29,13 +30,14 @@ if TYPE_CHECKING:
     from tippingpoint.models.swap import swap_attention
     from tippingpoint.profiling.session import profile
     from tippingpoint.store import Store
-    from tippingpoint.study.predict import Prediction, predict
+    from tippingpoint.study.predict import predict
     from tippingpoint.study.recommend import recommend
     from tippingpoint.study.run import StudyResult, find_tipping_point, run_study
     from tippingpoint.workload import Study, Subject, Variant, Workload
 
 _HOMES = {
     "analysis.compare": ("Comparison", "compare"),
+    "analysis.prediction": ("Prediction",),
     "analysis.recommend": ("Constraint", "Recommendation"),
     "analysis.tipping_point": ("TippingPoint",),
     "attention.local": ("local_attention",),
@@ -52,7 +54,7 @@ _HOMES = {
     "models.swap": ("swap_attention",),
     "profiling.session": ("profile",),
     "store": ("Store",),
-    "study.predict": ("Prediction", "predict"),
+    "study.predict": ("predict",),
     "study.recommend": ("recommend",),
     "study.run": ("StudyResult", "find_tipping_point", "run_study"),
     "workload": ("Study", "Subject", "Variant", "Workload"),

@@ -26,8 +26,8 @@ from tippingpoint.machine import Peaks
 from tippingpoint.measurement import Flops
 
 PEAKS = Peaks(flops_per_s=2e11, bytes_per_s=2e10)
-# Seconds for an operation of a convolution, a linear layer and attention, a byte within the cache and one that spills,
-# and a layer.
+# Seconds for an operation of a convolution, a linear layer and attention, for a byte within the cache and one that
+# spills, and for a layer.
 RATES = np.array([1 / 1e11, 1 / 1.5e11, 1 / 0.8e11, 1 / 3e10, 1 / 1e10, 5e-4])
 LENGTHS = (128, 256, 384, 512, 768, 1024)
 CACHE = 2e6
@@ -128,7 +128,7 @@ def test_memory_is_followed_no_further_than_what_is_accessed_allows():
 
     def seen(eager):
         return tuple(
-            call(n, d, eager=eager, peak_bytes=1e8 + d * 1e7 + 4000 * n + (64 * n * n if eager else 0) + 2e6 * (n == 768))
+            call(n, d, eager=eager, peak_bytes=1e8 + d * 1e7 + 4e3 * n + eager * 64 * n * n + 2e6 * (n == 768))
             for d in (2, 4)
             for n in (512, 768, 1024, 1280)
         )  # fmt: skip

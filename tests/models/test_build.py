@@ -32,6 +32,25 @@ def hidden(subject: LiveSubject, workload: Workload) -> Tensor:
         return subject.model(**subject.inputs(workload)).last_hidden_state
 
 
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "swinv2"])
+def test_a_model_has_the_depth_and_width_asked_for(name):
+    shaped = tiny(name, layers=3, width=96)
+    subject, own = build(shaped), build(tiny(name))
+    assert hidden(subject, shaped).shape[-1] == 96
+    assert subject.config["num_attention_heads"] == 3
+    # Speech has layers of convolutions before these.
+    *_, layers = (m for name, m in subject.model.named_modules() if name.endswith((".layer", ".layers", "layers")))
+    assert isinstance(layers, torch.nn.ModuleList)
+    assert len(layers) == subject.config["num_hidden_layers"] == 3 != own.config["num_hidden_layers"]
+    assert subject.parameters > own.parameters
+
+
+def test_each_layer_more_has_the_same_parameters():
+    one, two, three = (build(tiny("bert", layers=depth)).parameters for depth in (1, 2, 3))
+    width, wide = 64, 128
+    assert three - two == two - one == 4 * width * (width + 1) + 2 * width * wide + wide + width + 4 * width
+
+
 @every_architecture
 @every_phase
 def test_every_architecture_runs_in_every_phase(name, phase):

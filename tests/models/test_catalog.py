@@ -236,6 +236,41 @@ def test_base_models_have_the_published_number_of_parameters(workload, derived, 
     assert abs(derived / 1e6 - published_millions) <= digits
 
 
+STACKS = [name for name in ARCHITECTURES if name != "swinv2"]
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_another_width_keeps_the_heads_and_the_ratio_of_the_feed_forward_part(name):
+    config = make_config(Workload(name, 1 if name == "hubert" else 256, layers=3, width=1024)).to_dict()
+    found = {key: config[key] for key in TRANSFORMER}
+    assert found == {
+        "num_hidden_layers": 3, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_a_width_that_is_no_multiple_of_a_head_names_the_nearest(name):
+    length = 1 if name == "hubert" else 256
+    with pytest.raises(InputError, match=r"multiple of its heads' 64 dimensions, got 1000; the nearest is 1024"):
+        make_config(Workload(name, length, width=1000))
+    with pytest.raises(InputError, match=r"got 10; the nearest is 64"):
+        make_config(Workload(name, length, width=10))
+
+
+@pytest.mark.parametrize("changes", [{"layers": 3}, {"width": 128}])
+def test_an_architecture_of_stages_has_no_other_depth_or_width(changes):
+    with pytest.raises(InputError, match="no plain stack of equal layers"):
+        make_config(Workload("swinv2", 64, size="tiny", **changes))
+    assert ARCHITECTURES["swinv2"].layers("base") is None
+
+
+def test_a_size_has_the_depth_that_it_is_built_with():
+    for name in STACKS:
+        for size in SIZES:
+            config = make_config(Workload(name, 1 if name == "hubert" else 256, size=size))
+            assert ARCHITECTURES[name].layers(size) == config.num_hidden_layers
+
+
 TRANSFORMER = {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from processes import needs_proc
 from synthetic import ENVIRONMENT
+from tippingpoint.device_profiles import load_profile, write_profile
 from tippingpoint.machine import Peaks
 from tippingpoint.profiling import doctor
 from tippingpoint.profiling.doctor import Examination, examine
@@ -37,6 +38,25 @@ def test_the_record_for_json_has_both_peaks(examination):
     assert record["peaks"]["float32"]["flops_per_s"] > 0
     assert record["peaks"]["float32"]["bytes_per_s"] > 0
     assert record["environment"]["caches"] == examination.environment.caches
+
+
+@needs_proc
+def test_measured_peaks_become_a_profile_that_predictions_can_read(examination, tmp_path):
+    profile = doctor.measured_profile(examination)
+    write_profile(profile, tmp_path / "here.yaml")
+    assert load_profile(tmp_path / "here.yaml") == profile
+    assert profile.kind == "measured"
+    assert profile.source.startswith("tippingpoint ")
+    assert profile.peaks("float32").flops_per_s == examination.peaks["float32"].flops_per_s
+    assert profile.memory_bytes == examination.environment.memory_bytes
+    assert profile.name.endswith("1 threads")
+
+
+@needs_proc
+def test_a_gpu_is_profiled_by_its_own_name_and_memory(examination):
+    gpu = replace(ENVIRONMENT, device_name="Imaginary GPU", device_memory_bytes=2**33)
+    profile = doctor.measured_profile(replace(examination, environment=gpu))
+    assert (profile.name, profile.memory_bytes) == ("Imaginary GPU", 2**33)
 
 
 class ScriptedWorker:

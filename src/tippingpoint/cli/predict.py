@@ -46,7 +46,7 @@ def command(
 
     Short inputs are measured, work is counted, and what lies outside the measured lengths is called extrapolated.
 
-    Example: tippingpoint predict bert --lengths 4096,1M --size tiny --device-profile h100 --budget 5s
+    Example: tippingpoint predict bert --lengths 4096,1M --size tiny --budget 5s
     """
     from tippingpoint.cli.output import progress, show, show_json
     from tippingpoint.report.predict import prediction_record, prediction_tables

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+from tippingpoint.analysis.prediction import CostEstimate, Prediction
 from tippingpoint.analysis.scaling import COMPONENTS
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.report.records import plain
 from tippingpoint.report.tables import plain_table
 from tippingpoint.units import format_bytes, format_count, format_length, format_percent, format_seconds
-
-if TYPE_CHECKING:
-    from tippingpoint.study.predict import CostEstimate, Prediction
 
 _STYLES = {"measured": "green", "interpolated": "", "extrapolated": "yellow"}
 
