@@ -14,6 +14,8 @@ from tippingpoint.report.records import plain
 from tippingpoint.report.tables import plain_table
 from tippingpoint.units import format_bytes, format_count, format_length, format_percent, format_seconds
 
+# An interval that reaches further than this factor to either side says nothing.
+_USELESS = 10
 _STYLES = {"measured": "green", "interpolated": "", "extrapolated": "yellow"}
 
 
@@ -45,7 +47,7 @@ def _cost_table(prediction: Prediction) -> Table:
             f"{one.positions:,}"
             + (f" -> {one.executed_positions:,}" if one.executed_positions != one.positions else ""),
             format_seconds(one.latency_s),
-            f"{format_seconds(low)} to {format_seconds(high)}",
+            "wider than tenfold" if high > _USELESS**2 * low else f"{format_seconds(low)} to {format_seconds(high)}",
             "" if one.peak_bytes is None else format_bytes(one.peak_bytes),
             format_count(one.flops),
         )

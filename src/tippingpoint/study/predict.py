@@ -164,10 +164,13 @@ def predict(
             size=size,
         )
     )
-    if measure:
-        _measure(chosen, first, asked, store, environment, budget_s, say)
     shaped = first.replace(layers=layers, width=width)
-    known = [_know(subject, shaped, store, environment, measure=measure, say=say) for subject in chosen]
+    counted: dict[Subject, tuple[CountedCall, ...]] = {}
+    if measure:
+        # First, because a shape that is not legal shows here.
+        counted = {subject: count_work(shaped.replace(subject=subject), say) for subject in chosen}
+        _measure(chosen, first, asked, store, environment, budget_s, say)
+    known = [_know(subject, shaped, store, environment, counted.get(subject)) for subject in chosen]
     return Prediction(
         workload=shaped,
         environment=environment,
@@ -347,10 +350,9 @@ def _know(
     shaped: Workload,
     store: Store,
     environment: Environment,
-    *,
-    measure: bool,
-    say: Callable[[str], None],
+    calls: tuple[CountedCall, ...] | None,
 ) -> _Known:
+    """Put together what is known of a subject; without `calls`, work is followed from the measured lengths."""
     row = architecture_of(subject)
     own = row.layers(shaped.size)
     layers = shaped.layers or own
@@ -360,7 +362,7 @@ def _know(
     if distinct < 2:
         raise AnswerError(
             f"{subject} was measured at {distinct} lengths of different cost, and rates need at least two: "
-            f"{'give it a larger --budget' if measure else 'measure it first'}"
+            f"{'measure it first' if calls is None else 'give it a larger --budget'}"
         )
     cache = cache_bytes(environment, shaped.device)
     seen = [call for one in found.values() if (call := CountedCall.of(one, own))]
@@ -368,8 +370,8 @@ def _know(
     peaks = fastest([measurement.peaks for measurement in found.values() if measurement.peaks])
     model = fit_scaling(counted, [measurement.latency_s for measurement in found.values()], peaks)
     other_shape = layers != own or shaped.width is not None
-    if measure:
-        extent = Extent(count_work(shaped.replace(subject=subject), say), cache)
+    if calls is not None:
+        extent = Extent(calls, cache)
     elif other_shape:
         raise AnswerError("another depth or width has to be counted, and measuring was not allowed")
     else:
