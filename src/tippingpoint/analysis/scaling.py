@@ -50,6 +50,8 @@ _STEPS = 60
 # Counts that a polynomial meets this well are exact; those that it misses by less than the second follow it.
 _EXACT = 1e-9
 _CLOSE = 0.005
+# Rates may change by this share in a doubling without showing in the doublings before: no spread is smaller.
+_LEAST_SPREAD = 0.03
 # Two readings of the same peak differ by this much, so that no interval of it is narrower.
 _MEMORY_NOISE = 0.02
 _T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
@@ -348,7 +350,7 @@ class ScalingModel:
     The interval comes from hold-out alone. Of n measured lengths, fits on the shortest 3, 4 ... n - 1 predict each
     longer one (of two or three lengths: a fit on all but the longest). An error in the logarithm, divided by one
     plus the doublings between the longest fitted and the predicted length, is an error for each doubling; `spread`
-    is the root of their mean square, and no less than what the fit on all lengths misses. The 95 % interval at a
+    is the root of their mean square, and no less than what the fit on all lengths misses, nor than 3 %. The 95 % interval at a
     distance of D doublings is the estimate times and over exp(t (1 + D) spread), where t is Student's quantile for
     as many degrees of freedom as there were fits. D counts doublings of length beyond the longest measured one and
     of depth and width away from the measured ones. It has no knowledge of a cache, a kernel or a memory that
@@ -442,7 +444,8 @@ def fit_scaling(counts: Sequence[Count], seconds: Sequence[float], peaks: Peaks)
     everything = [pair for place in places for pair in at[place]]
     rates = fit_rates(everything, peaks)
     residuals = [math.log(np.dot(count.work, rates) / latency) for count, latency in everything]
-    spread = max(_rms(one.log_error / (1 + one.doublings) for one in held_out), _rms(residuals))
+    errors = [one.log_error / (1 + one.doublings) for one in held_out]
+    spread = max(_rms(errors), _rms(residuals), _LEAST_SPREAD)
     return ScalingModel(
         rates=tuple(float(rate) for rate in rates),
         held_out=tuple(sorted(held_out, key=lambda one: one.doublings)),
