@@ -207,6 +207,7 @@ def test_intervals_grow_with_the_distance():
     assert 0 < model.log_half_width(512) == model.log_half_width(1024) < near < far
     assert far - near == pytest.approx(near - model.log_half_width(1024))
     assert model.log_half_width(2048, 1.0) == pytest.approx(far)
+    assert model.log_half_width(64) == pytest.approx(near)
     assert model.memory_log_half_width(4096) > model.memory_log_half_width(1024) > 0
 
 

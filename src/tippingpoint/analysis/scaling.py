@@ -350,10 +350,10 @@ class ScalingModel:
     The interval comes from hold-out alone. Of n measured lengths, fits on the shortest 3, 4 ... n - 1 predict each
     longer one (of two or three lengths: a fit on all but the longest). An error in the logarithm, divided by one
     plus the doublings between the longest fitted and the predicted length, is an error for each doubling; `spread`
-    is the root of their mean square, and no less than what the fit on all lengths misses, nor than 3 %. The 95 % interval at a
-    distance of D doublings is the estimate times and over exp(t (1 + D) spread), where t is Student's quantile for
-    as many degrees of freedom as there were fits. D counts doublings of length beyond the longest measured one and
-    of depth and width away from the measured ones. It has no knowledge of a cache, a kernel or a memory that
+    is the root of their mean square, and no less than what the fit on all lengths misses, nor than 3 %. The 95 %
+    interval at a distance of D doublings is the estimate times and over exp(t (1 + D) spread), where t is Student's
+    quantile for as many degrees of freedom as there were fits. D counts doublings of length outside the measured
+    ones, and of depth and width away from the measured ones. Nothing is known of a cache, a kernel or a memory that
     changes beyond the measured lengths.
 
     Attributes:
@@ -398,13 +398,17 @@ class ScalingModel:
             positions: Executed positions that are predicted.
             other_doublings: How far depth and width are from the measured ones, in doublings.
         """
-        distance = max(0.0, math.log2(positions / self.longest)) + other_doublings
-        return _quantile(self.fits) * self.spread * (1 + distance)
+        return _quantile(self.fits) * self.spread * (1 + self._doublings(positions) + other_doublings)
 
     def memory_log_half_width(self, positions: int, other_doublings: float = 0.0) -> float:
         """Return half the 95 % interval of the peak memory's logarithm; see `log_half_width`."""
-        distance = max(0.0, math.log2(positions / self.longest)) + other_doublings
+        distance = self._doublings(positions) + other_doublings
         return _quantile(len(self.measured)) * self.memory_spread * (1 + distance)
+
+    def _doublings(self, positions: int) -> float:
+        """Return how far a length is outside the measured ones, on either side."""
+        shortest, longest = self.measured[0][0], self.measured[-1][0]
+        return max(0.0, math.log2(positions / longest), math.log2(shortest / positions))
 
 
 def _quantile(freedom: int) -> float:
