@@ -75,6 +75,11 @@ def test_noise_on_linear_counts_does_not_become_a_square():
     assert polynomial(10**6) == pytest.approx(1e9, rel=0.02)
 
 
+def test_noise_never_makes_work_fall_with_the_length():
+    polynomial = Polynomial.through([512, 768, 1024, 1280], [512.0, 768.0, 1024.0, 1200.0])
+    assert polynomial(10**6) > polynomial(1280)
+
+
 def test_a_polynomial_of_few_values_has_a_low_degree_and_is_never_negative():
     assert Polynomial.through([100], [5.0])(1000) == 5
     assert Polynomial.through([100, 200], [5.0, 10.0])(1000) == pytest.approx(50)

@@ -99,7 +99,9 @@ class Polynomial:
             fits.append((missed, found))
         exact = next((found for missed, found in fits if missed < _EXACT), None)
         if exact is None or (exact.size == x.size and x.size > 1):
-            exact = next((found for missed, found in fits if missed < _CLOSE), fits[-1][1])
+            # Work that ends up falling with the length would be noise, too.
+            growing = [(missed, found) for missed, found in fits if found.size == 1 or found[-1] >= 0]
+            exact = next((found for missed, found in growing if missed < _CLOSE), growing[-1][1])
         a, b, c = (*exact, 0.0, 0.0)[:3]
         return cls(float(a), float(b) / scale, float(c) / scale**2)
 

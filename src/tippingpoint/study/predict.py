@@ -42,6 +42,8 @@ _FEWEST_LENGTHS = 3
 # Work is counted at these multiples of a step, at which no block is half full, with these depths.
 _COUNTED_AT = (2, 3, 4, 5)
 _COUNTED_DEPTHS = (2, 4)
+# Where stages shrink the grid, each of them is a multiple of a window this wide at these multiples of the side.
+_WINDOW = 8
 _STEPS = (256, 512, 1024, 2048, 4096, 8192)
 # Lengths to measure, in positions: each doubled again and again.
 _MEASURED_AT = (128, 192)
@@ -301,6 +303,8 @@ def counting_lengths(subject: Subject) -> list[float]:
     """
     row = architecture_of(subject)
     options = [value for variant in subject.variants for _, value in variant.options if isinstance(value, int)]
+    if row.layers("base") is None:
+        return [times * _WINDOW * row.lengths.multiple_of for times in range(1, len(_COUNTED_AT) + 1)]
     for step in _STEPS:
         lengths = [length_of(row, times * step) for times in _COUNTED_AT]
         unpadded = all(row.executed_positions(length) == row.positions(length) for length in lengths)
