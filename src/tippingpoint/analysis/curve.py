@@ -102,7 +102,7 @@ class RatioCurve:
             noise: Its standard deviation; infinite for none.
         """
         likeliest = max(self._fits, key=lambda fit: fit.evidence)
-        (here, across), (_, there) = likeliest.covariance((length, place))
+        (here, across), (_, there) = likeliest.covariance(self._logs((length, place)))
         return math.sqrt(max(0.0, here - across**2 / (there + noise**2)))
 
     def _smooth(self, lengths: Sequence[float]) -> np.ndarray:
@@ -111,7 +111,8 @@ class RatioCurve:
         evidence = np.array([fit.evidence for fit in self._fits])
         shares = np.exp(evidence - evidence.max())
         counts = generator.multinomial(REPLICATES, shares / shares.sum())
-        parts = [fit.draws(lengths, count, generator) for fit, count in zip(self._fits, counts, strict=True) if count]
+        logs = self._logs(lengths)
+        parts = [fit.draws(logs, count, generator) for fit, count in zip(self._fits, counts, strict=True) if count]
         return np.concatenate(parts)
 
     def _edge(self, before: int, after: int, generator: np.random.Generator) -> np.ndarray:
@@ -129,12 +130,12 @@ class RatioCurve:
     def _fits(self) -> list[_Fit]:
         values = np.array([point.center for point in self._seen])
         spread = np.array([point.spread for point in self._seen])
-        lengths = [point.length for point in self._seen]
+        logs = self._logs([point.length for point in self._seen])
         fits = []
         for bend, (distance, rare) in itertools.product(_BENDS, _DISTANCES.items()):
-            basis = _Basis(self._logs(lengths), bend, distance)
+            basis = _Basis(logs, bend, distance)
             for off, likely in _OFF.items():
-                fits.append(_Fit(self._logs, basis, lengths, values, np.hypot(spread, off), math.log(rare * likely)))
+                fits.append(_Fit(basis, logs, values, np.hypot(spread, off), math.log(rare * likely)))
         return fits
 
     def _logs(self, lengths: Sequence[float]) -> np.ndarray:
@@ -152,6 +153,8 @@ class _Basis:
     def __init__(self, logs: np.ndarray, bend: float, distance: float) -> None:
         self.bend = bend
         self.distance = distance
+        # Fits that differ by their noise alone ask for the same features one after the other.
+        self._last: tuple[np.ndarray, np.ndarray] | None = None
         low, high = float(logs.min()), float(logs.max())
         self.middle = (low + high) / 2
         count = 3 + math.ceil((high - low) / (_NODES_APART * distance))
@@ -167,26 +170,27 @@ class _Basis:
 
     def features(self, logs: np.ndarray) -> np.ndarray:
         """Return features of the log-ratio, [lengths, features]."""
-        level = np.full((logs.shape[1], 1), _LEVEL_SPREAD)
-        return np.hstack([level, self._one(logs[0]), -self._one(logs[1])])
+        if self._last is None or self._last[0] is not logs:
+            level = np.full((logs.shape[1], 1), _LEVEL_SPREAD)
+            self._last = logs, np.hstack([level, self._one(logs[0]), -self._one(logs[1])])
+        return self._last[1]
 
 
 class _Fit:
-    """Weights of a basis given the observations: a linear regression with a known prior and known noise."""
+    """Weights of a basis given the observations: a linear regression with a known prior and known noise.
 
-    def __init__(
-        self,
-        logs: Callable[[Sequence[float]], np.ndarray],
-        basis: _Basis,
-        lengths: Sequence[float],
-        values: np.ndarray,
-        noise: np.ndarray,
-        likely: float,
-    ) -> None:
-        self._logs = logs
+    Args:
+        basis: Of the log-ratio.
+        logs: Logarithms of executed positions of baseline and variant at the observations, [2, observations].
+        values: Observed log-ratios, [observations].
+        noise: Their standard deviations, [observations].
+        likely: Logarithm of the prior probability of this noise and basis.
+    """
+
+    def __init__(self, basis: _Basis, logs: np.ndarray, values: np.ndarray, noise: np.ndarray, likely: float) -> None:
         self._basis = basis
-        features = basis.features(logs(lengths)) / noise[:, None]
-        residual = (values - self._expected(lengths)) / noise
+        features = basis.features(logs) / noise[:, None]
+        residual = (values - _expected(logs)) / noise
         precision = np.eye(features.shape[1]) + features.T @ features
         self._factor = np.linalg.cholesky(precision)
         projected = np.linalg.solve(self._factor, features.T @ residual)
@@ -195,16 +199,19 @@ class _Fit:
         logarithm = np.log(np.diag(self._factor)).sum() + np.log(noise).sum()
         self.evidence = likely + float(-0.5 * (residual @ residual - projected @ projected) - logarithm)
 
-    def _expected(self, lengths: Sequence[float]) -> np.ndarray:
-        baseline, variant = self._logs(lengths)
-        return _SLOPE * (baseline - variant)
-
-    def draws(self, lengths: Sequence[float], count: int, generator: np.random.Generator) -> np.ndarray:
+    def draws(self, logs: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+        """Return draws of the log-ratio where the executed positions are these, [count, lengths]."""
         noise = generator.standard_normal((len(self._weights), count))
         weights = self._weights[:, None] + np.linalg.solve(self._factor.T, noise)
-        return self._expected(lengths) + (self._basis.features(self._logs(lengths)) @ weights).T
+        return _expected(logs) + (self._basis.features(logs) @ weights).T
 
-    def covariance(self, lengths: Sequence[float]) -> np.ndarray:
-        """Return the covariance of the log-ratio at lengths, [lengths, lengths]."""
-        features = np.linalg.solve(self._factor, self._basis.features(self._logs(lengths)).T)
+    def covariance(self, logs: np.ndarray) -> np.ndarray:
+        """Return the covariance of the log-ratio where the executed positions are these, [lengths, lengths]."""
+        features = np.linalg.solve(self._factor, self._basis.features(logs).T)
         return features.T @ features
+
+
+def _expected(logs: np.ndarray) -> np.ndarray:
+    """Return the log-ratio before anything was observed, [lengths]."""
+    baseline, variant = logs
+    return _SLOPE * (baseline - variant)

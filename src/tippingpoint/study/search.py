@@ -45,6 +45,8 @@ _USUAL_GROWTH = 1.3
 _GROWTH_BOUNDS = (1.0, 2.0)
 # Where there is something to refine, that must still be affordable after the grid has grown.
 _GROW_SHARE = 0.65
+# Beyond what has tipped, a look at a longer length may take so much of the budget.
+_GLANCE = 1 / 50
 # So much of what is left of the budget may go to a look at a longer length, while a pair has not tipped.
 _LOOK_SHARE = 0.25
 # Inference may take this much of the budget while training waits.
@@ -73,6 +75,8 @@ _INSIDE = (-1.2, -0.6, 0.0, 0.6, 1.2)
 _APART = (0.1, 0.2, 0.3, 0.45, 0.65, 0.8, 1.25, 1.6)
 # Far from the tipping point the sign is all that counts.
 _COARSE_TARGET = 0.05
+# Near it, fresh processes differ by 1 % or so: beyond this, another session tells more than further rounds of one.
+_FINE_TARGET = 0.03
 # The ratio must be known this much better than the length divided by the slope: several lengths share the work.
 _SHARED = 0.8
 # Sessions for one tipping point within its interval; what they cannot tell, more of them will not either.
@@ -243,8 +247,9 @@ class _Search:
 
     def _worth_a_look(self, budget_s: float) -> float:
         """Return seconds that a look at the next length may take: more while a pair has not tipped."""
-        cheap = _CHEAP * self.study.budget_s
-        return cheap if self._settled else max(cheap, _LOOK_SHARE * budget_s)
+        if self._settled:
+            return _GLANCE * self.study.budget_s
+        return max(_CHEAP * self.study.budget_s, _LOOK_SHARE * budget_s)
 
     def _screen(self, budget_s: float) -> Step | None:
         """Return a look with shallow models: where the ratio does not grow as it should, else at twice the length."""
@@ -391,7 +396,8 @@ class _Search:
 
     def _target(self, doubt: Doubt) -> float:
         """Return how well the log-ratio must be known for a tipping point of the study's precision."""
-        return max(self.study.target, min(_COARSE_TARGET, _SHARED * doubt.slope * math.log1p(self.study.precision)))
+        wanted = _SHARED * doubt.slope * math.log1p(self.study.precision)
+        return max(self.study.target, _FINE_TARGET, min(_COARSE_TARGET, wanted))
 
     def _other_side(self, points: list[ComparisonPoint], doubt: Doubt, ends: tuple[float, float]) -> float | None:
         """Return a length where a sign is expected that was not seen near a tipping point yet."""
