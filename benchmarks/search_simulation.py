@@ -25,7 +25,7 @@ import numpy as np
 # The simulated machine is that of the tests.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from synthetic import Machine, Noise
+from synthetic import Machine, Noise  # pyright: ignore[reportMissingImports]
 from tippingpoint.analysis.tipping_point import TippingPoint, tipping_point
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.study.run import resolve_study

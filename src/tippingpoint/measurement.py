@@ -108,8 +108,8 @@ class Flops:
             catalogue has no formula.
         bytes_accessed: Inputs and outputs of every operator that ran, in bytes: what crosses the memory bus if
             no cache helps.
-        accesses: The same in detail: operator, bytes that one call of it reads and writes, and how many calls of it
-            do so; empty in records of versions that did not tell.
+        bytes_by_call: The same in detail: operator, bytes that one call of it reads and writes, and how many of its
+            calls do so; empty in records of versions that did not tell.
     """
 
     total: int
@@ -117,7 +117,7 @@ class Flops:
     uncounted: tuple[tuple[str, int], ...] = ()
     algorithmic: int | None = None
     bytes_accessed: int | None = None
-    accesses: tuple[tuple[str, int, int], ...] = ()
+    bytes_by_call: tuple[tuple[str, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

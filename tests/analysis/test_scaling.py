@@ -44,7 +44,7 @@ def call(positions: int, layers: int = 12, *, eager: bool = False, peak_bytes: f
     return CountedCall(
         positions=positions,
         layers=layers,
-        flops=Flops(total=sum(n for _, n in flops), by_operator=flops, accesses=tuple(accesses)),
+        flops=Flops(total=sum(n for _, n in flops), by_operator=flops, bytes_by_call=tuple(accesses)),
         peak_bytes=peak_bytes,
     )
 
@@ -149,7 +149,7 @@ def test_an_unequal_number_of_calls_is_followed_by_their_mean():
         CountedCall(
             positions=n,
             layers=None,
-            flops=Flops(total=n, by_operator=(("mm", n),), accesses=(("add", 1000, n // 256),)),
+            flops=Flops(total=n, by_operator=(("mm", n),), bytes_by_call=(("add", 1000, n // 256),)),
         )
         for n in (512, 768, 1024, 1280)
     )
@@ -271,7 +271,7 @@ def test_the_roofline_takes_the_longer_of_operations_and_bytes():
 def test_a_measurement_without_accesses_tells_no_work():
     assert CountedCall.of(measurement("bert", 128, 1.0), 12) is None
     told = replace(
-        measurement("bert", 128, 1.0), flops=Flops(total=5, by_operator=(("mm", 5),), accesses=(("mm", 3, 2),))
+        measurement("bert", 128, 1.0), flops=Flops(total=5, by_operator=(("mm", 5),), bytes_by_call=(("mm", 3, 2),))
     )
     found = CountedCall.of(told, 12)
     assert found is not None

@@ -39,7 +39,8 @@ def test_what_an_answer_rests_on_and_cost_is_said(run):
 def test_shallow_models_choose_where_to_measure_and_can_be_left_out(run, tmp_path: Path):
     words = ("find", "bert", "bert@local:window=8", "--size", "base", "--lengths", "16:32", "--target", "50%")
     kept = [tmp_path / name for name in ("with.sqlite", "without.sqlite")]
-    code, out, err = run(*words, "--budget", "8s", "--store", str(kept[0]))
+    # However little is left after the look, there is an answer.
+    code, out, err = run(*words, "--budget", "1s", "--store", str(kept[0]))
     assert code == 0, err
     assert "16 tokens (screening)" in err
     assert "where to measure was chosen by models of 2 and 4 layers" in out

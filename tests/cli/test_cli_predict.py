@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Path:
                 flops = Flops(
                     total=linear + attention,
                     by_operator=(("addmm", linear), ("bmm", attention)),
-                    accesses=(("addmm", 100 * length, 12), ("add", 10 * length, 12)),
+                    bytes_by_call=(("addmm", 100 * length, 12), ("add", 10 * length, 12)),
                 )
                 outcomes.append(replace(one, flops=flops, peaks=PEAKS))
             store.add(outcomes)

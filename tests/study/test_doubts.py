@@ -51,7 +51,7 @@ def test_a_dip_is_told_from_a_crossing():
 
 def test_of_two_doubts_the_one_at_the_longer_lengths_decides_first():
     def up_down_up(length: float) -> float:
-        return 0.35 * math.cos(2 * math.pi * math.log2(length / 128) / 6 + math.pi / 2 + 0.6)
+        return -0.35 * math.cos(2 * math.pi * math.log2(length / 128) / 4.5)
 
     lengths = tuple(128 * 2 ** (number / 2) for number in range(15))
     found = view(up_down_up, lengths=lengths)

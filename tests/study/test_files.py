@@ -41,6 +41,8 @@ budget: 10m
 precision: 5%
 target: 1%
 repeats: 3
+screening: false
+whole_range: true
 """
 
 
@@ -103,6 +105,8 @@ def test_every_field_of_a_study_can_be_said(path):
         precision=0.05,
         target=0.01,
         repeats=3,
+        screening=False,
+        whole_range=True,
     )
 
 

@@ -45,7 +45,7 @@ def planted(subject: str, length: int, *, pairs: float, dear: float = 1.0) -> Me
     flops = Flops(
         total=linear + attention,
         by_operator=(("addmm", linear), ("bmm", attention)),
-        accesses=(("addmm", 100 * length, 12), ("bmm", 10 * length, 24), ("add", 10 * length, 12)),
+        bytes_by_call=(("addmm", 100 * length, 12), ("bmm", 10 * length, 24), ("add", 10 * length, 12)),
     )
     seconds = dear * linear / PEAKS.flops_per_s + attention / PEAKS.flops_per_s + 12 * 3e-4
     return replace(

@@ -36,7 +36,7 @@ _BENDS = (0.05, 0.15, 0.5)
 _DISTANCES = {0.4: 0.1, 1.0: 0.45, 2.0: 0.45}
 # How far a single length lies off the curve, and how likely that is: fresh processes differ by about 1 %
 # (benchmarks/repeatability.py).
-_OFF = {0.003: 0.2, 0.01: 0.5, 0.02: 0.25, 0.04: 0.05}
+_OFF = {0.003: 0.3, 0.01: 0.55, 0.02: 0.12, 0.04: 0.03}
 # Nodes that carry the Gaussian process lie so far apart, as a share of the distance over which it bends.
 _NODES_APART = 0.7
 _JITTER = 1e-9
@@ -99,11 +99,11 @@ class RatioCurve:
         Args:
             length: Whose log-ratio is of interest.
             place: Where another measurement would be made.
-            noise: Its standard deviation; infinite for none.
+            noise: Standard deviation of its rounds' median; infinite for no measurement.
         """
         likeliest = max(self._fits, key=lambda fit: fit.evidence)
         (here, across), (_, there) = likeliest.covariance(self._logs((length, place)))
-        return math.sqrt(max(0.0, here - across**2 / (there + noise**2)))
+        return math.sqrt(max(0.0, here - across**2 / (there + likeliest.off**2 + noise**2)))
 
     def _smooth(self, lengths: Sequence[float]) -> np.ndarray:
         """Return draws of the curve as if memory never ran out, [draws, lengths]."""
@@ -135,7 +135,7 @@ class RatioCurve:
         for bend, (distance, rare) in itertools.product(_BENDS, _DISTANCES.items()):
             basis = _Basis(logs, bend, distance)
             for off, likely in _OFF.items():
-                fits.append(_Fit(basis, logs, values, np.hypot(spread, off), math.log(rare * likely)))
+                fits.append(_Fit(basis, logs, values, spread, off, math.log(rare * likely)))
         return fits
 
     def _logs(self, lengths: Sequence[float]) -> np.ndarray:
@@ -183,12 +183,17 @@ class _Fit:
         basis: Of the log-ratio.
         logs: Logarithms of executed positions of baseline and variant at the observations, [2, observations].
         values: Observed log-ratios, [observations].
-        noise: Their standard deviations, [observations].
-        likely: Logarithm of the prior probability of this noise and basis.
+        spread: Standard deviations of what their rounds tell, [observations].
+        off: How far a single length lies off the curve, a standard deviation as well.
+        likely: Logarithm of the prior probability of `off` and the basis.
     """
 
-    def __init__(self, basis: _Basis, logs: np.ndarray, values: np.ndarray, noise: np.ndarray, likely: float) -> None:
+    def __init__(
+        self, basis: _Basis, logs: np.ndarray, values: np.ndarray, spread: np.ndarray, off: float, likely: float
+    ) -> None:
         self._basis = basis
+        self.off = off
+        noise = np.hypot(spread, off)
         features = basis.features(logs) / noise[:, None]
         residual = (values - _expected(logs)) / noise
         precision = np.eye(features.shape[1]) + features.T @ features

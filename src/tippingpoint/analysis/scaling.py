@@ -160,7 +160,7 @@ class CountedCall:
     @classmethod
     def of(cls, measurement: Measurement, layers: int | None) -> CountedCall | None:
         """Return what a measurement saw; None where its record does not tell what operators accessed."""
-        if measurement.flops is None or not measurement.flops.accesses:
+        if measurement.flops is None or not measurement.flops.bytes_by_call:
             return None
         peak = measurement.memory.peak_bytes if measurement.memory else None
         return cls(positions=measurement.executed_positions, layers=layers, flops=measurement.flops, peak_bytes=peak)
@@ -184,7 +184,7 @@ class CountedCall:
     def sizes(self) -> dict[str, np.ndarray]:
         """Bytes that each call of an operator accesses, ascending for each operator, by kind of work."""
         found: dict[str, list[float]] = {kind: [] for kind in WORK}
-        for operator, size, calls in sorted(self.flops.accesses):
+        for operator, size, calls in sorted(self.flops.bytes_by_call):
             found[kind_of(operator)] += [float(size)] * calls
         return {kind: np.array(sizes) for kind, sizes in found.items()}
 

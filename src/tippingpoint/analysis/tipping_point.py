@@ -57,8 +57,8 @@ class TippingPoint:
         sessions: How many sessions measured the pair.
         seconds: What they took, and looks with shallow models; other pairs may have shared them. None if it is not
             known.
-        needed_s: About how much longer measuring would take to decide it, or to reach the precision asked for; None
-            where nothing is missing, or no time would be enough.
+        needed_s: About how much longer measuring would take to decide it, to reach the precision asked for, or (where
+            it has not tipped) to look at a longer length; None where nothing is missing, or no time would be enough.
     """
 
     baseline: Subject

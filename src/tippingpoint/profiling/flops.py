@@ -123,7 +123,7 @@ def count_flops(call: Callable[[], object]) -> tuple[Flops, Counter[str]]:
         by_operator=tuple(sorted((_name(op), int(count)) for op, count in by_operator.items())),
         uncounted=tuple(sorted(uncounted.items())),
         bytes_accessed=None if operators.accesses is None else sum(size * n for _, size, n in accesses),
-        accesses=accesses,
+        bytes_by_call=accesses,
     )
     return flops, Counter({_name(op): count for op, count in operators.counts.items()})
 

@@ -43,6 +43,7 @@ class StudyFile(BaseModel):
     target: _Fraction = 0.02
     repeats: int = 1
     screening: bool = True
+    whole_range: bool = False
 
     def study(self) -> Study:
         """Return the study as a frozen specification."""

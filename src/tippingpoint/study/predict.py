@@ -214,7 +214,7 @@ def _found(subject: Subject, first: Workload, store: Store, environment: Environ
             isinstance(outcome, Measurement)
             and workload == first.replace(subject=subject, length=workload.length)
             and outcome.flops is not None
-            and outcome.flops.accesses
+            and outcome.flops.bytes_by_call
         ):
             found[workload.length] = outcome
     return dict(sorted(found.items()))

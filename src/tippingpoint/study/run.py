@@ -259,6 +259,8 @@ def _with_evidence(
             f"its interval is wider than the +-{format_percent(study.precision)} asked for; about "
             f"{format_seconds(needed)} more would narrow it to that"
         )
+    if needed is not None and point.verdict == "never":
+        notes.append(f"a longer input would take about {format_seconds(needed)} more")
     return replace(point, sessions=count, seconds=seconds, needed_s=needed, notes=tuple(notes))
 
 

@@ -162,6 +162,8 @@ def next_step(study: Study, known: Known, remaining_s: float) -> Step | None:
 def needed_s(study: Study, known: Known, phase: str, pair: tuple[Subject, Subject], metric: str) -> float | None:
     """Return about how many seconds would decide a pair, or narrow its tipping point to the study's precision.
 
+    Where a pair has not tipped, that is what the next longer length would take.
+
     Noise falls with the square root of the time that is spent on it.
 
     Args:
@@ -235,6 +237,13 @@ class _Search:
         """Return the step that is most worth its time, None if none can be afforded."""
         if not self.outcomes and not self.screened:
             return self._session(self.low, self.study.subjects, "screening" if self.screens else "growing")
+        step = self._affordable(budget_s)
+        if step is None and not self.outcomes:
+            # Looks alone answer nothing.
+            return self._session(self.low, self.study.subjects, "growing")
+        return step
+
+    def _affordable(self, budget_s: float) -> Step | None:
         if self.screens:
             look = self._screen(budget_s)
             if look and (look.expected_s or 0.0) <= self._worth_a_look(budget_s):
@@ -455,8 +464,11 @@ class _Search:
             sessions = max(2, self._refinements(located.length, pair, _NEAR))
             more = sessions * ((width / wanted) ** 2 - 1)
             return self._repeated_s(located.length, pair, more)
-        if located.verdict != "undecided" or last.censored:
+        if last.censored or located.verdict == "always":
             return None
+        if located.verdict == "never":
+            longer = self._legal(min(self.high, 2 * last.length))
+            return self.costs.session_s(longer, pair, refining=True) if longer > last.length else None
         ways = []
         if last.length < self.high:
             longer = self._legal(min(self.high, 2 * last.length))
