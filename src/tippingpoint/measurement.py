@@ -20,9 +20,10 @@ from tippingpoint.units import (
 from tippingpoint.workload import Workload
 
 FAILURE_KINDS = ("out_of_memory", "timeout", "crashed", "unsupported")
-# A session is named ROOT (the pass that each subject runs alone), ROOT-GROUP (those timed together) or
-# ROOT-GROUP-batch (the same, each at its best batch size).
+# A session is named ROOT (the pass that each subject runs alone), ROOT-GROUP (those timed together),
+# ROOT-GROUP-batch (the same, each at its best batch size) or ROOT-look (shallow models that were only looked at).
 BEST_BATCH = "-batch"
+LOOK = "-look"
 # Of normally distributed values 0.7 % lie beyond Tukey's fences; of the few blocks of one workload, sometimes one.
 _MANY_OUTLIERS = 0.1
 # An outlier is far if it is off by this share of the median.
@@ -436,6 +437,11 @@ class Failure:
 
 
 Outcome = Measurement | Failure
+
+
+def is_look(outcome: Outcome) -> bool:
+    """Whether an outcome is a rough look, for deciding what to measure."""
+    return outcome.session.endswith(LOOK)
 
 
 def is_best_batch(outcome: Outcome) -> bool:

@@ -14,7 +14,7 @@ from tippingpoint.analysis.moves import MOVES, moved
 from tippingpoint.analysis.tipping_point import TippingPoint
 from tippingpoint.errors import AnswerError, InputError
 from tippingpoint.machine import Peaks
-from tippingpoint.measurement import BEST_BATCH, Flops, Measurement, Outcome, Sample
+from tippingpoint.measurement import BEST_BATCH, LOOK, Flops, Measurement, Outcome, Sample
 from tippingpoint.report.records import plain
 from tippingpoint.workload import Subject
 
@@ -55,6 +55,13 @@ def verdicts(answer: Comparison) -> list[tuple[str | None, str]]:
 
 
 # What is planted is found
+
+
+def test_looks_with_shallow_models_are_not_compared():
+    generator = np.random.default_rng(1)
+    looks = [measurement("bert", 512, seconds, session=f"s{LOOK}", layers=2) for seconds in (1.0, 2.0)]
+    answer = compare([timed(generator, 1.0, "old"), looks[0]], [timed(generator, 1.0, "new"), looks[1]])
+    assert {change.workload.layers for change in answer.changes} == {None}
 
 
 def test_a_planted_slow_down_is_found_and_a_planted_speed_up_too():

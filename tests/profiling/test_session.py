@@ -10,7 +10,7 @@ import pytest
 from processes import children_of, needs_proc
 from tippingpoint.analysis.comparison import comparison_points
 from tippingpoint.errors import InputError, UnsupportedError
-from tippingpoint.measurement import BEST_BATCH, Failure, Measurement, Outcome, paired_log_ratios
+from tippingpoint.measurement import BEST_BATCH, Failure, Measurement, Outcome, is_look, paired_log_ratios
 from tippingpoint.profiling import process, session
 from tippingpoint.profiling.device import available_memory, now
 from tippingpoint.profiling.process import Zygote
@@ -553,6 +553,7 @@ def test_a_look_times_shallow_models_side_by_side_and_nothing_else():
         assert len(outcome.samples) == 2
         assert (outcome.memory, outcome.flops) == (None, None)
         assert outcome.notes == ("a rough look, for deciding what to measure",)
+        assert is_look(outcome)
     assert len({outcome.session for outcome in found}) == 1
     parameters = [outcome.parameters for outcome in found if isinstance(outcome, Measurement)]
     assert parameters[0] < parameters[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tippingpoint.errors import InputError
-from tippingpoint.measurement import Environment, Measurement, Outcome, is_best_batch
+from tippingpoint.measurement import Environment, Measurement, Outcome, is_best_batch, is_look
 from tippingpoint.workload import Workload
 
 
@@ -14,7 +14,7 @@ class Side:
 
     Args:
         name: What it is called in messages.
-        outcomes: Oldest first.
+        outcomes: Oldest first; looks with shallow models are left out.
 
     Attributes:
         outcomes_of: For each workload, its outcomes; those at a best batch size are apart.
@@ -22,10 +22,11 @@ class Side:
 
     def __init__(self, name: str, outcomes: tuple[Outcome, ...]) -> None:
         self.name = name
-        self.outcomes = outcomes
+        # Looks chose what to measure; they are too rough to be compared.
+        self.outcomes = tuple(outcome for outcome in outcomes if not is_look(outcome))
         self.outcomes_of: dict[Workload, list[Outcome]] = {}
         self._at_best: dict[Workload, list[Measurement]] = {}
-        for outcome in outcomes:
+        for outcome in self.outcomes:
             if not is_best_batch(outcome):
                 self.outcomes_of.setdefault(_key(outcome), []).append(outcome)
             elif isinstance(outcome, Measurement):

@@ -21,7 +21,7 @@ from typing import Any
 
 from tippingpoint.errors import InputError, TippingPointError
 from tippingpoint.machine import Environment, Peaks
-from tippingpoint.measurement import BEST_BATCH, Energy, Failure, Measurement, Memory, Outcome, Sample
+from tippingpoint.measurement import BEST_BATCH, LOOK, Energy, Failure, Measurement, Memory, Outcome, Sample
 from tippingpoint.models.catalog import architecture_of, check_subject
 from tippingpoint.profiling.conditions import Watch
 from tippingpoint.profiling.device import available_memory, now, settle
@@ -282,7 +282,7 @@ def screen(
     """
     effort = replace(effort or Effort(), brief=True, repeats=1)
     say = progress or (lambda line: logger.info("%s", line))
-    session = f"{uuid.uuid4().hex[:12]}-0"
+    session = uuid.uuid4().hex[:12] + LOOK
     arms = [_Arm(resolve_workload(workload)) for workload in workloads]
     with ExitStack() as stack:
         environments: dict[str, tuple[Environment, int]] = {}
