@@ -260,10 +260,11 @@ tokens, within 10 simulated minutes each. Written by `python benchmarks/search_s
 - *interval holds truth*: of the searches that found a tipping point, the share whose 95 % interval holds the planted
   one: the last length, in whole tokens, at which the variant is not ahead.
 - *repeat overlaps*: the same search, made again on the same machine with other noise, gives an overlapping interval.
-- *even grid costs* (of {grids} searches): how many times as long as the search an even grid of lengths takes, on the
-  logarithmic scale over the whole range, each length measured to 2 % and evaluated with the same curve, when it has as
-  many lengths as it needs for an interval as narrow (the median of three grids counts). *grid up to the same length* is
-  the same for a grid that knows beforehand how far to go: it ends at the longest length that the search measured.
+- *even grid costs* (of {grids} searches): how many times as long as the search an even grid of lengths takes,
+  on the logarithmic scale over the whole range, each length measured to 2 % and evaluated with the same curve,
+  when it has as many lengths as it needs for an interval as narrow (the median of three grids counts). *grid up
+  to the same length* is the same for a grid that knows beforehand how far to go: it ends at the longest length
+  that the search measured.
 """
 
 
