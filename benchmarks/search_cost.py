@@ -29,7 +29,7 @@ from tippingpoint.workload import Subject, Workload
 
 PAIRS = {
     "text": ("bert@eager", "nystromformer", (128, 4096)),
-    "speech": ("hubert", "hubert@local:window=50", (1, 32)),
+    "speech": ("hubert", "hubert@local:window=50", (1, 16)),
 }
 WARM_UP, REPETITIONS = 2, 10
 

@@ -199,7 +199,8 @@ def test_every_phase_has_an_answer_however_small_the_budget(name, metrics):
     study = preset(name, budget_s=0.001, metrics=metrics)
     machine = Machine(study, dict.fromkeys(study.subjects, lambda n: 1e-3 * n))
     machine.finish()
-    assert [step.phase for step in machine.steps] == ["inference", "training"]
+    # Looks with shallow models answer nothing by themselves.
+    assert [step.phase for step in machine.steps if step.purpose != "screening"] == ["inference", "training"]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -247,7 +248,7 @@ def test_every_length_is_legal_for_every_subject(name):
         costs[linear[0]] = lambda n: 2e-5 * n / 16
     machine = Machine(study, costs)
     machine.finish()
-    assert any(step.purpose == "refining" for step in machine.steps)
+    assert any(step.purpose in ("checking", "refining") for step in machine.steps)
     for step in machine.steps:
         for subject in study.subjects:
             architecture_of(subject).check_length(step.length)

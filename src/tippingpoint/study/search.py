@@ -315,12 +315,17 @@ class _Search:
     @property
     def _alive(self) -> tuple[Subject, ...]:
         """The subjects that have not failed yet: what ran out of memory is not tried at a longer length."""
-        failed = {
-            outcome.workload.subject
+        failed = {failure.workload.subject for failure in self._failures}
+        return tuple(subject for subject in self.study.subjects if subject not in failed)
+
+    @cached_property
+    def _failures(self) -> list[Failure]:
+        """Return the failures that are not those of trying a larger batch."""
+        return [
+            outcome
             for outcome in self.outcomes
             if isinstance(outcome, Failure) and outcome.workload.batch_size == self.study.batch_size
-        }
-        return tuple(subject for subject in self.study.subjects if subject not in failed)
+        ]
 
     @property
     def _settled(self) -> bool:
@@ -519,12 +524,14 @@ class _Search:
         Two sessions at one length tell no more than two at neighbouring lengths, and less if that one is peculiar.
         """
         length = self._legal(min(max(length, self.low), self.high))
+        # What ran out of memory is not tried at a longer length.
+        lost = min((o.workload.length for o in self._failures if o.workload.subject in pair), default=math.inf)
         step = architecture_of(pair[0]).unit == "seconds" and length * _NEIGHBOUR / _MOST_NEIGHBOURS
         for number in range(2 * _MOST_NEIGHBOURS + 1):
             away = (number + 1) // 2 * (1 if number % 2 else -1)
             near = self._legal(length + away * (step or self._multiple))
             close = number == 0 or abs(math.log(near / length)) < _NEIGHBOUR
-            if close and self.low <= near <= self.high and not self._times_at(near, pair):
+            if close and self.low <= near <= self.high and near < lost and not self._times_at(near, pair):
                 return near
         return None
 
