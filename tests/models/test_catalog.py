@@ -46,11 +46,10 @@ def test_every_architecture_has_every_size_and_a_unit(row):
 
 @pytest.mark.parametrize("row", VARIANTS.values(), ids=lambda row: row.name)
 def test_every_variant_is_the_librarys_or_has_a_function_and_an_oracle_and_defaults_for_every_modality(row):
-    assert (row.library_name is None) == (row.function is not None)
-    assert (row.function is None) == (row.oracle is None)
+    assert sum(way is not None for way in (row.library_name, row.function, row.module)) == 1
+    assert (row.library_name is None) == (row.oracle is not None)
     for option in row.options.values():
-        assert set(option.default) == set(UNITS)
-        assert all(type(value) is option.kind for value in option.default.values())
+        assert all(option.check(option.default_for(modality)) is not None for modality in UNITS)
         assert option.meaning
 
 

@@ -40,8 +40,8 @@ def command(
                         "modality": row.modality,
                         "unit": row.unit,
                         "paper": row.paper,
-                        "takes_variants": row.efficient_attention is None,
-                        "attention": row.efficient_attention or "full",
+                        "takes_variants": row.takes_variants,
+                        "attention": row.efficient_attention or f"full {row.own_scores}".strip(),
                         "minimum_length": row.lengths.minimum,
                         "length_multiple_of": row.lengths.multiple_of,
                         "notes": row.notes,
@@ -55,7 +55,10 @@ def command(
                         "exact": row.exact,
                         "paper": row.paper,
                         "options": {
-                            key: {"meaning": option.meaning, "default": dict(option.default)}
+                            key: {
+                                "meaning": option.meaning,
+                                "default": {m: option.default_for(m) for m in MODALITIES},
+                            }
                             for key, option in row.options.items()
                         },
                     }

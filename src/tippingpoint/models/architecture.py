@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tippingpoint.errors import InputError
-from tippingpoint.models.flops import ForwardFlops, Pairs
+from tippingpoint.models.flops import AttentionFlops, ForwardFlops
+from tippingpoint.models.shape import KEYS, Shape, plain_shape
 from tippingpoint.units import UNITS, format_length
 from tippingpoint.workload import OptionValue, check_length
 
@@ -42,6 +43,7 @@ class Architecture:
         paper: Where it was published.
         config_class: Name of the library's configuration class.
         model_class: Name of the library's encoder class.
+        part: Name of the submodule that is the encoder, where the class holds more, such as a decoder.
         sizes: Configuration values by size; "base" is the published Base model.
         fit: Configuration values that a length asks for (maximum positions, image size ...), given the
             configuration so far.
@@ -49,12 +51,15 @@ class Architecture:
             cannot grow.
         inputs: Tensors for a batch: (configuration, batch size, length, torch generator) to keyword arguments.
         lengths: Legal lengths and length arithmetic.
+        keys: What its configuration calls depth, width, heads and inner size of a plain stack of equal layers.
+        stages: Configuration to the shape of the longest stage with the depth of all, where it is no plain stack.
         efficient_attention: What its own attention is, when it is not vanilla; such an architecture takes no
             variant.
+        own_scores: Why it takes no variant although its attention is full: what stands inside its scores.
         front_end_values: Native length to the values in the widest activation before the first layer, where
             that outgrows the layers.
-        flops: Closed form of its forward pass at the real length: (configuration, batch size, length, the pairs
-            that its attention looks at) to FLOPs of the batch; None where there is none.
+        flops: Closed form of its forward pass at the real length: (configuration, batch size, length, what
+            self-attention asks for) to FLOPs of the batch; None where there is none.
         needs_float32: Why inference cannot run in a lower precision, where it cannot.
         notes: What the reader of its numbers should know.
     """
@@ -65,14 +70,18 @@ class Architecture:
     paper: str
     config_class: str
     model_class: str
+    part: str = ""
     sizes: Mapping[str, Mapping[str, Any]]
     fit: Callable[[Mapping[str, Any], float], Mapping[str, Any]]
     limit: Callable[[Mapping[str, Any]], float | None]
     inputs: Callable[[Mapping[str, Any], int, float, Any], dict[str, Any]]
     lengths: Lengths
+    keys: Mapping[str, str] = field(default_factory=lambda: KEYS)
+    stages: Callable[[Mapping[str, Any]], Shape] | None = None
     efficient_attention: str | None = None
+    own_scores: str = ""
     front_end_values: Callable[[float], int] = lambda length: 0
-    flops: Callable[[Mapping[str, Any], int, float, Pairs], ForwardFlops] | None = None
+    flops: Callable[[Mapping[str, Any], int, float, AttentionFlops], ForwardFlops] | None = None
     needs_float32: str = ""
     notes: tuple[str, ...] = ()
 
@@ -81,9 +90,18 @@ class Architecture:
         """Native unit of its lengths."""
         return UNITS[self.modality]
 
+    @property
+    def takes_variants(self) -> bool:
+        """Whether another self-attention can be put in place of its own."""
+        return not (self.efficient_attention or self.own_scores)
+
     def layers(self, size: str) -> int | None:
         """Return the depth of a size; None where the architecture is no plain stack of equal layers."""
-        return self.sizes[size].get("num_hidden_layers")
+        return None if self.stages else self.sizes[size][self.keys["layers"]]
+
+    def shape(self, config: Mapping[str, Any]) -> Shape:
+        """Return depth and width of a configuration; of its longest stage, with the depth of all, if staged."""
+        return self.stages(config) if self.stages else plain_shape(config, self.keys)
 
     def reshape(self, config: Mapping[str, Any], layers: int | None, width: int | None) -> dict[str, Any]:
         """Return the configuration values of another depth or width.
@@ -100,24 +118,23 @@ class Architecture:
         """
         if layers is None and width is None:
             return {}
-        if "num_hidden_layers" not in config:
+        if self.stages:
             raise InputError(
                 f"{self.name} is no plain stack of equal layers: its depth and width come with its size, so leave "
                 "layers and width out"
             )
-        changes = {} if layers is None else {"num_hidden_layers": layers}
+        changes = {} if layers is None else {"layers": layers}
         if width is not None:
-            head = config["hidden_size"] // config["num_attention_heads"]
+            shape = self.shape(config)
+            head = shape.head_dim
             if width % head:
                 nearest = max(head, round(width / head) * head)
                 raise InputError(
                     f"the width of {self.name} must be a multiple of its heads' {head} dimensions, got {width}; the "
                     f"nearest is {nearest}"
                 )
-            changes["hidden_size"] = width
-            changes["num_attention_heads"] = width // head
-            changes["intermediate_size"] = config["intermediate_size"] * width // config["hidden_size"]
-        return changes
+            changes |= {"width": width, "heads": width // head, "wide": shape.wide * width // shape.width}
+        return {self.keys[name]: value for name, value in changes.items()}
 
     def check_length(self, length: float) -> float:
         """Return `length` if the architecture takes it.
@@ -166,18 +183,58 @@ class Option:
     """An option of a variant.
 
     Attributes:
-        kind: Its type.
-        minimum: Smallest legal value.
-        default: By modality; what is used when the subject does not say.
+        kind: Its type: int, float, bool or str.
+        default: What is used when the subject does not say; by modality where they differ.
         meaning: One line.
+        minimum: Smallest legal value of a number.
+        maximum: Largest legal value of a number, or None.
+        choices: Legal values of a text.
         off: The value that means "not used"; an option that has it is not written out.
     """
 
     kind: type
-    minimum: float
-    default: Mapping[str, OptionValue]
+    default: OptionValue | Mapping[str, OptionValue]
     meaning: str
+    minimum: float = 0
+    maximum: float | None = None
+    choices: tuple[str, ...] = ()
     off: OptionValue | None = None
+
+    def default_for(self, modality: str) -> OptionValue:
+        """Return what is used when a subject of a modality does not say."""
+        return self.default[modality] if isinstance(self.default, Mapping) else self.default
+
+    @property
+    def expected(self) -> str:
+        """What a legal value is, in words."""
+        if self.kind is bool:
+            return "true or false"
+        if self.kind is str:
+            return f"one of {', '.join(self.choices)}"
+        kind = "a whole number" if self.kind is int else "a number"
+        return f"{kind} of at least {self.minimum:g}" + (
+            "" if self.maximum is None else f" and at most {self.maximum:g}"
+        )
+
+    def check(self, value: OptionValue) -> OptionValue:
+        """Return `value` as a value of the option.
+
+        Raises:
+            ValueError: If it is none; `expected` says what would be.
+        """
+        if self.kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not self.kind:
+            raise ValueError
+        if isinstance(value, str):
+            legal = value in self.choices
+        else:
+            legal = isinstance(value, bool) or (
+                self.minimum <= value and (self.maximum is None or value <= self.maximum)
+            )
+        if not legal:
+            raise ValueError
+        return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,10 +247,17 @@ class AttentionVariant:
         exact: True if it computes what its dense oracle computes; False for approximations of full attention.
         paper: Where it was published.
         options: By name.
-        function: "module:function" on [batch, heads, length, head_dim]; None for the library's own.
+        function: "module:function" on query, key, value [batch, heads, length, head_dim] with the keyword arguments
+            padding_mask, scale, dropout and the options; None where `module` or `library_name` stands in its place.
+        module: "module:class" of a torch module with learned parameters of its own, made of the options and called
+            as `function` is.
         oracle: "module:function", dense and readable; the definition `function` is tested against.
         pairs: Positions and options to the (query, key) pairs that one head attends over; None where that is
             every pair (exact variants), or where pairs do not tell the cost (approximations).
+        flops: (positions, heads, dimensions of a head) and options to the FLOPs that its definition asks for in one
+            layer, for one sequence; where pairs do not tell them.
+        path: "module:function" of (length, device type) and options to the way that `function` takes there, in
+            words; None where there is one way only.
         library_name: The library's name of the implementation, where it is the library's own.
     """
 
@@ -203,6 +267,9 @@ class AttentionVariant:
     paper: str
     options: Mapping[str, Option] = field(default_factory=dict)
     function: str | None = None
+    module: str | None = None
     oracle: str | None = None
     pairs: Callable[..., int] | None = None
+    flops: Callable[..., int] | None = None
+    path: str | None = None
     library_name: str | None = None

@@ -152,6 +152,12 @@ def make_config(workload: Workload) -> transformers.PretrainedConfig:
     return config
 
 
+def make_model(row: Architecture, config: transformers.PretrainedConfig) -> transformers.PreTrainedModel:
+    """Return an encoder with random weights; what its class holds beside the encoder is left out."""
+    model = getattr(transformers, row.model_class)(config)
+    return model.get_submodule(row.part) if row.part else model
+
+
 def build(workload: Workload) -> LiveSubject:
     """Build a workload's subject with seeded random weights on its device.
 
@@ -164,7 +170,7 @@ def build(workload: Workload) -> LiveSubject:
     config = make_config(workload)
     torch.manual_seed(SEED)
     with torch.device(workload.device):
-        model = getattr(transformers, row.model_class)(config)
+        model = make_model(row, config)
     for variant in subject.variants:
         swap_attention(model, str(variant))
     if workload.phase == "inference":
@@ -180,5 +186,5 @@ def count_parameters(workload: Workload) -> int:
     config = make_config(workload)
     row = architecture_of(workload.subject)
     with torch.device("meta"):
-        model = getattr(transformers, row.model_class)(config)
+        model = make_model(row, config)
     return sum(parameter.numel() for parameter in model.parameters())

@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
-from types import MappingProxyType
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
 
 from tippingpoint.errors import InputError, UnsupportedError, unknown
 from tippingpoint.models import speech, text, vision
 from tippingpoint.models.architecture import Architecture, AttentionVariant, Option
-from tippingpoint.models.flops import full_pairs, local_pairs
-from tippingpoint.workload import OptionValue, Subject, Variant, Workload
+from tippingpoint.models.flops import AttentionFlops, attend, full_attention, local_pairs
+from tippingpoint.models.layers import OPTION, layers_of, parse_layers
+from tippingpoint.models.plugins import Table
+from tippingpoint.workload import Subject, Variant, Workload
 
-_Row = TypeVar("_Row", Architecture, AttentionVariant)
-
-
-def _table(*rows: _Row) -> Mapping[str, _Row]:
-    table = {row.name: row for row in rows}
-    assert len(table) == len(rows), "a name stands twice in the catalogue"
-    return MappingProxyType(table)
-
-
-ARCHITECTURES: Mapping[str, Architecture] = _table(
-    text.BERT,
-    text.LONGFORMER,
-    text.NYSTROMFORMER,
-    speech.HUBERT,
-    vision.VIT,
-    vision.SWINV2,
+ARCHITECTURES: Mapping[str, Architecture] = Table(
+    Architecture,
+    "tippingpoint.architectures",
+    *text.ROWS,
+    *speech.ROWS,
+    *vision.ROWS,
 )
 
-VARIANTS: Mapping[str, AttentionVariant] = _table(
+VARIANTS: Mapping[str, AttentionVariant] = Table(
+    AttentionVariant,
+    "tippingpoint.variants",
     AttentionVariant(
         name="sdpa",
         title="fused full attention (what the library runs by default)",
@@ -61,9 +54,15 @@ VARIANTS: Mapping[str, AttentionVariant] = _table(
             "num_global": Option(
                 kind=int,
                 minimum=0,
-                default={"text": 0, "speech": 0, "vision": 0},
+                default=0,
                 meaning="leading positions that see, and are seen by, every position",
                 off=0,
+            ),
+            "causal": Option(
+                kind=bool,
+                default=False,
+                meaning="see the position itself and earlier ones only",
+                off=False,
             ),
         },
         function="tippingpoint.attention.local:local_attention",
@@ -104,20 +103,25 @@ def _resolve_variant(variant: Variant, modality: str) -> Variant:
     if row is None:
         raise unknown("variant", variant.name, VARIANTS)
     given = dict(variant.options)
+    legal = [*row.options, *([] if row.library_name else [OPTION])]
+    options = {key: option.default_for(modality) for key, option in row.options.items()}
     for key, value in given.items():
-        if key not in row.options:
-            if not row.options:
+        if key not in legal:
+            if not legal:
                 raise InputError(f"variant {row.name!r} takes no options, got {key!r}")
-            raise unknown(f"option of {row.name!r}", key, row.options)
+            raise unknown(f"option of {row.name!r}", key, legal)
+        if key == OPTION:
+            parse_layers(value)
+            options[key] = value
+            continue
         option = row.options[key]
-        if type(value) is not option.kind or isinstance(value, str) or value < option.minimum:
-            kind = "a whole number" if option.kind is int else f"a {option.kind.__name__}"
+        try:
+            options[key] = option.check(value)
+        except ValueError:
             raise InputError(
-                f"{row.name}:{key} ({option.meaning}) must be {kind} of at least {option.minimum:g}, got {value!r}"
-            )
-    options: dict[str, OptionValue] = {key: option.default[modality] for key, option in row.options.items()}
-    options |= given
-    return Variant(row.name, tuple((k, v) for k, v in options.items() if v != row.options[k].off))
+                f"{row.name}:{key} ({option.meaning}) must be {option.expected}, got {value!r}"
+            ) from None
+    return Variant(row.name, tuple((k, v) for k, v in options.items() if k == OPTION or v != row.options[k].off))
 
 
 def check_subject(subject: Subject) -> Subject:
@@ -128,15 +132,25 @@ def check_subject(subject: Subject) -> Subject:
         InputError: If a name, option or value is not legal.
     """
     architecture = architecture_of(subject)
-    if subject.variants and architecture.efficient_attention:
-        raise UnsupportedError(
-            f"{architecture.name} has an attention of its own ({architecture.efficient_attention}) and takes no "
-            f"variant; drop '@{subject.variants[0]}', or put the variant into one of "
-            f"{', '.join(a.name for a in ARCHITECTURES.values() if not a.efficient_attention)}"
+    if subject.variants and not architecture.takes_variants:
+        reason = (
+            f"has an attention of its own ({architecture.efficient_attention})"
+            if architecture.efficient_attention
+            else f"computes its scores in a way of its own ({architecture.own_scores})"
         )
-    if len(subject.variants) > 1:
-        raise UnsupportedError(f"variants {' and '.join(v.name for v in subject.variants)} do not compose")
-    return resolve(subject, architecture.modality)
+        raise UnsupportedError(
+            f"{architecture.name} {reason} and takes no variant; drop '@{subject.variants[0]}', or put the variant "
+            f"into one of {', '.join(a.name for a in ARCHITECTURES.values() if a.takes_variants)}"
+        )
+    subject = resolve(subject, architecture.modality)
+    for first, second in combinations(subject.variants, 2):
+        places = [dict(variant.options).get(OPTION) for variant in (first, second)]
+        if None in places or set(parse_layers(places[0] or 0)) & set(parse_layers(places[1] or 0)):
+            raise UnsupportedError(
+                f"variants {first.name} and {second.name} do not compose; two stand in one model where each has "
+                f"layers of its own, such as {first.name}:layers=0-5+{second.name}:layers=6-11"
+            )
+    return subject
 
 
 def modality_of(subjects: tuple[Subject, ...]) -> str:
@@ -181,12 +195,32 @@ def algorithmic_flops(workload: Workload, config: Mapping[str, Any]) -> int | No
     architecture = architecture_of(subject)
     if architecture.flops is None:
         return None
-    pairs = full_pairs
-    for variant in subject.variants:
-        row = VARIANTS[variant.name]
-        if row.pairs is not None:
-            pairs = partial(row.pairs, **dict(variant.options))
-        elif not row.exact:
-            return None
-    forward = architecture.flops(config, workload.batch_size, workload.length, pairs)
-    return forward.of_phase(workload.phase)
+    rows = [VARIANTS[variant.name] for variant in subject.variants]
+    if any(row.flops is None and row.pairs is None and not row.exact for row in rows):
+        return None
+    attention = _attention_flops(subject, architecture.shape(config).layers)
+    return architecture.flops(config, workload.batch_size, workload.length, attention).of_phase(workload.phase)
+
+
+def _attention_flops(subject: Subject, count: int) -> AttentionFlops:
+    """Return what the self-attention of a subject with `count` layers asks for: full, but where a variant stands."""
+    standing = {layer: variant for variant in subject.variants for layer in layers_of(variant, count)}
+
+    def attention(positions: int, heads: int, head_dim: int, layers: Sequence[int]) -> int:
+        total = full_attention(positions, heads, head_dim, [layer for layer in layers if layer not in standing])
+        for layer in layers:
+            if layer in standing:
+                total += _variant_flops(standing[layer], positions, heads, head_dim)
+        return total
+
+    return attention
+
+
+def _variant_flops(variant: Variant, positions: int, heads: int, head_dim: int) -> int:
+    """Return what a variant asks for in one layer, for one sequence."""
+    row = VARIANTS[variant.name]
+    options: dict[str, Any] = {key: value for key, value in variant.options if key != OPTION}
+    if row.flops is not None:
+        return row.flops(positions, heads, head_dim, **options)
+    pairs = positions * positions if row.pairs is None else row.pairs(positions, **options)
+    return attend(pairs, heads * head_dim)

@@ -4,16 +4,20 @@ They count what a published definition asks for at the real length: no padding, 
 away, no score that is computed twice to save memory. A multiply-add is 2 FLOPs; element-wise work, softmax and
 normalisation are not counted. Factors have names: `rows` are all positions of all sequences of a batch, `width` is
 the hidden size (all heads side by side), `pairs` are the (query, key) pairs that one head scores.
+
+What self-attention asks for is given to an architecture's closed form as a function, because a variant may stand in
+some of its layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-# Sequence positions to the (query, key) pairs that one head attends over.
-Pairs = Callable[[int], int]
+from tippingpoint.models.shape import Shape
+
+# (positions, heads, dimensions of a head, numbers of the layers) to FLOPs of one sequence in these layers
+AttentionFlops = Callable[[int, int, int, Sequence[int]], int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,25 +56,29 @@ def encoder_linears(rows: int, width: int, wide: int) -> int:
     return 4 * linear(rows, width, width) + 2 * linear(rows, width, wide)
 
 
-def encoder(config: Mapping[str, Any], batch_size: int, positions: int, pairs: Pairs) -> int:
+def encoder(shape: Shape, batch_size: int, positions: int, attention: AttentionFlops) -> int:
     """Return FLOPs of all layers of an encoder like the first Transformer's (arXiv:1706.03762)."""
-    width, wide = config["hidden_size"], config["intermediate_size"]
-    layer = encoder_linears(batch_size * positions, width, wide) + attend(batch_size * pairs(positions), width)
-    return config["num_hidden_layers"] * layer
+    linears = shape.layers * encoder_linears(batch_size * positions, shape.width, shape.wide)
+    return linears + batch_size * attention(positions, shape.heads, shape.head_dim, range(shape.layers))
 
 
-def pooler(config: Mapping[str, Any], batch_size: int) -> int:
+def pooler(batch_size: int, width: int) -> int:
     """Return FLOPs of the linear layer on the first position."""
-    return linear(batch_size, config["hidden_size"], config["hidden_size"])
+    return linear(batch_size, width, width)
 
 
-def full_pairs(positions: int) -> int:
+def full_attention(positions: int, heads: int, head_dim: int, layers: Sequence[int]) -> int:
     """Every position sees every position."""
-    return positions * positions
+    return len(layers) * attend(positions * positions, heads * head_dim)
 
 
-def local_pairs(positions: int, *, window: int, num_global: int = 0) -> int:
-    """Position i sees j if |i - j| <= window, or if either is one of the first `num_global`; each pair once."""
+def local_pairs(positions: int, *, window: int, num_global: int = 0, causal: bool = False) -> int:
+    """Position i sees j if |i - j| <= window, or if either is one of the first `num_global`; each pair once.
+
+    With `causal`, only where j <= i: half of what is off the diagonal, since the pairs are symmetric.
+    """
+    if causal:
+        return (local_pairs(positions, window=window, num_global=num_global) + positions) // 2
     # What is not global is a shorter sequence with a band of its own; the rest are whole rows and columns.
     others = positions - min(num_global, positions)
     reach = min(window, others - 1)

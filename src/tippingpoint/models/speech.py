@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tippingpoint.models.architecture import Architecture, Lengths
-from tippingpoint.models.flops import ForwardFlops, Pairs, encoder, linear
+from tippingpoint.models.flops import AttentionFlops, ForwardFlops, encoder, linear
+from tippingpoint.models.shape import plain_shape
 
 SAMPLING_RATE = 16_000
 # (kernel, stride) of the waveform front end of wav2vec 2.0 and HuBERT
@@ -32,7 +33,9 @@ def _waveform(config: Mapping[str, Any], batch_size: int, length: float, generat
     return {"input_values": torch.randn(batch_size, _samples(length), generator=generator)}
 
 
-def _hubert_flops(config: Mapping[str, Any], batch_size: int, length: float, pairs: Pairs) -> ForwardFlops:
+def _hubert_flops(
+    config: Mapping[str, Any], batch_size: int, length: float, attention: AttentionFlops
+) -> ForwardFlops:
     """Front end, projection, positions by a grouped convolution, layers (wav2vec 2.0, arXiv:2006.11477, section 2).
 
     The waveform needs no gradient, although the library computes it. The convolution of positions counts one output
@@ -46,7 +49,7 @@ def _hubert_flops(config: Mapping[str, Any], batch_size: int, length: float, pai
     width, taps = config["hidden_size"], config["num_conv_pos_embeddings"]
     projection = linear(batch_size * count, channels, width)
     positions = linear(batch_size * count, width // config["num_conv_pos_embedding_groups"] * taps, width)
-    layers = encoder(config, batch_size, count, pairs)
+    layers = encoder(plain_shape(config), batch_size, count, attention)
     return ForwardFlops(inner=sum(front_end[1:]) + projection + positions + layers, first=front_end[0])
 
 
@@ -92,3 +95,5 @@ HUBERT = Architecture(
     flops=_hubert_flops,
     notes=("LayerDrop and SpecAugment are off in training, so that every step does the same work",),
 )
+
+ROWS = (HUBERT,)

@@ -1,8 +1,9 @@
 """Put an attention variant into a loaded Transformers model, through the library's attention interface.
 
-The interface finds attention functions and mask functions by one name. A variant whose name is registered for
-attention only would be handed no padding mask at all, silently; both are registered here, and the mask
-function hands over the padding as bool [batch, length] instead of a dense [length, length] mask.
+The interface finds attention functions and mask functions by one name, which stands in a model's configuration. One
+name is registered here for both: the attention function asks each layer what stands in it, so that layers may differ,
+and the mask function hands over the padding as bool [batch, length] instead of a dense [length, length] mask.
+Registered for attention alone, a name would be handed no padding at all, silently.
 """
 
 from __future__ import annotations
@@ -10,39 +11,97 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, bidirectional_mask_function
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, bidirectional_mask_function, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tippingpoint.errors import UnsupportedError
-from tippingpoint.models.architecture import AttentionVariant
+from tippingpoint.attention.full import eager_attention, fused_attention
+from tippingpoint.errors import InputError, UnsupportedError
 from tippingpoint.models.catalog import ARCHITECTURES, VARIANTS, resolve
+from tippingpoint.models.layers import layers_of, without_layers
 from tippingpoint.units import MODALITIES
 from tippingpoint.workload import OptionValue, Subject, Variant
 
-_PREFIX = "tippingpoint "
+# What the library knows the attention of a swapped model by, and where a layer keeps its own.
+LIBRARY_NAME = "tippingpoint"
+_SLOT = "tippingpoint"
+# How a model's attention names what it adds to its scores, and what moves with the distance of two positions.
+_IN_SCORES = re.compile(r"relative|rel_pos|distance_embedding|linear_pos|pos_bias|position_bias|bias_u")
+# The library's own, for layers beside others that run a variant.
+_LIBRARY_FUNCTIONS: dict[str, Callable[..., Tensor]] = {"sdpa": fused_attention, "eager": eager_attention}
 
 
-def load_function(path: str) -> Callable[..., Tensor]:
+def load_function(path: str) -> Callable[..., Any]:
     """Return the function that a catalogue row names as "module:function"."""
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
-def swap_attention(model: PreTrainedModel, variant: str, **options: OptionValue) -> PreTrainedModel:
-    """Put an attention variant into a model in place of its own, in every layer.
+class LayerAttention(nn.Module):
+    """What one layer of a swapped model runs in place of its own attention.
 
-    Weights are untouched: swapping back with `swap_attention(model, "sdpa")` restores the outputs bit for bit.
+    A module, so that what a variant learns is in the model's parameters and state, and is copied with it.
+
+    Args:
+        variant: With every option written out, without the layers it is put into.
+    """
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__()
+        self.variant = variant
+        row = VARIANTS[variant.name]
+        options: dict[str, Any] = dict(variant.options)
+        self._options = options
+        if row.module is not None:
+            self.learned = load_function(row.module)(**options)
+            self._options = {}
+        elif row.function is not None:
+            self._function = load_function(row.function)
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, dropout: float
+    ) -> Tensor:
+        """Attend, [batch, heads, length, head_dim].
+
+        Raises:
+            UnsupportedError: If the model's mask says more than which tokens are padding.
+        """
+        if self.variant.name in _LIBRARY_FUNCTIONS:
+            function = _LIBRARY_FUNCTIONS[self.variant.name]
+            return function(query, key, value, mask=mask, scale=scale, dropout=dropout)
+        if mask is not None and mask.ndim != 2:
+            raise UnsupportedError(
+                f"'{self.variant}' takes padding only, and the model adds a mask or position bias of shape "
+                f"{list(mask.shape)} to its scores"
+            )
+        function = self.learned if hasattr(self, "learned") else self._function
+        return function(query, key, value, padding_mask=mask, scale=scale, dropout=dropout, **self._options)
+
+    def extra_repr(self) -> str:
+        """Return the variant as a subject writes it."""
+        return str(self.variant)
+
+
+def swap_attention(
+    model: PreTrainedModel, variant: str, *, layers: Iterable[int] | None = None, **options: OptionValue
+) -> PreTrainedModel:
+    """Put an attention variant into a model in place of its own, in all layers or in some.
+
+    Weights are untouched: swapping back with `swap_attention(model, "sdpa")` restores the outputs bit for bit. In a
+    model with a decoder, the encoder is changed; layers that attend within a window of their own (ModernBERT's local
+    ones) keep it.
 
     Args:
         model: Any encoder of the Transformers library that uses its attention interface.
         variant: A name of the catalogue's variants ("local", "sdpa", "eager"), or written with options
-            ("local:window=100").
+            ("local:window=100", "local:window=100,layers=0-7").
+        layers: Numbers of the layers to change, from 0; all by default. Other layers keep what they have.
         options: Of the variant, such as window=100.
 
     Returns:
@@ -50,63 +109,192 @@ def swap_attention(model: PreTrainedModel, variant: str, **options: OptionValue)
 
     Raises:
         UnsupportedError: If the model computes its attention by itself and cannot take another.
-        InputError: If the variant or an option is not legal.
+        InputError: If the variant, an option or a layer is not legal.
     """
     spec = Variant.parse(variant)
     spec = Variant(spec.name, (*spec.options, *options.items()))
     model_type = getattr(model.config, "model_type", "")
     modality = ARCHITECTURES[model_type].modality if model_type in ARCHITECTURES else MODALITIES[0]
     spec = resolve(Subject(model_type or "model", (spec,)), modality).variants[0]
-    name = register(spec)
-    _check_replaceable(model, spec)
-    _give_own_config(model)
-    model.set_attn_implementation(name)
-    if model.config._attn_implementation != name:
+    attentions = _find_replaceable(model, spec)
+    numbers = layers_of(spec, len(attentions)) if layers is None else _check_layers(layers, len(attentions))
+    own = [number for number in numbers if _window_of(attentions[number]) is not None]
+    if own and len(numbers) < len(attentions):
         raise UnsupportedError(
-            f"{type(model).__name__} did not accept the attention '{spec}' and kept "
-            f"'{model.config._attn_implementation}'"
+            f"layers {own} of {type(model).__name__} attend within a window of their own and cannot take '{spec}'; "
+            f"leave them out of layers={list(numbers)}"
         )
+    spec = _with_positions(without_layers(spec), model)
+    standing = [_standing_in(attention) for attention in attentions]
+    for number in set(numbers).difference(own):
+        standing[number] = spec
+    _install(model, attentions, standing)
     return model
 
 
-def register(variant: Variant) -> str:
-    """Make a variant known to the Transformers library and return the name it goes by there."""
-    row = VARIANTS[variant.name]
-    if row.library_name is not None:
-        return row.library_name
-    name = f"{_PREFIX}{variant}"
-    ALL_ATTENTION_FUNCTIONS.register(name, _adapt(row, variant))
-    ALL_MASK_ATTENTION_FUNCTIONS.register(name, _padding_only)
-    return name
+def variants_of(model: PreTrainedModel) -> tuple[Variant, ...]:
+    """Return what stands in each layer of a model's encoder, in the order of the layers.
+
+    Raises:
+        UnsupportedError: If the model's attention is not the library's interface's.
+    """
+    return tuple(_standing_in(attention) for attention in _find_replaceable(model, None))
 
 
-def _check_replaceable(model: PreTrainedModel, variant: Variant) -> None:
+def _standing_in(attention: nn.Module) -> Variant:
+    slot = getattr(attention, _SLOT, None)
+    if isinstance(slot, LayerAttention):
+        return slot.variant
+    config: Any = attention.config
+    return Variant(config._attn_implementation)
+
+
+def _window_of(attention: nn.Module) -> Any:
+    return getattr(attention, "sliding_window", None)
+
+
+def _check_layers(layers: Iterable[int], count: int) -> list[int]:
+    numbers = sorted(set(layers))
+    if not numbers or not all(type(number) is int and 0 <= number < count for number in numbers):
+        raise InputError(f"layers must be numbers from 0 to {count - 1} (the model has {count}), got {numbers}")
+    return numbers
+
+
+def _with_positions(variant: Variant, model: PreTrainedModel) -> Variant:
+    """Write out the greatest length of a variant that learns something for each position."""
+    options = VARIANTS[variant.name].options
+    if "max_length" not in options or "max_length" in dict(variant.options):
+        return variant
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(limit, int):
+        raise InputError(
+            f"'{variant}' learns weights for each position and must know the longest input: "
+            f"{variant.name}:max_length={options['max_length'].expected}; {type(model).__name__} names no limit"
+        )
+    return Variant(variant.name, (*variant.options, ("max_length", limit)))
+
+
+def _find_replaceable(model: PreTrainedModel, variant: Variant | None) -> list[nn.Module]:
+    """Return the self-attentions of a model's encoder that can be replaced, in the order of its layers.
+
+    Raises:
+        UnsupportedError: If there are none, with the reason.
+    """
     row = ARCHITECTURES.get(getattr(model.config, "model_type", ""))
-    # The library's attention functions read `is_causal` of the module they serve.
-    attentions = [module for module in model.modules() if hasattr(module, "is_causal")]
+    everywhere = [module for module in model.modules() if _uses_interface(module)]
+    decoders = _decoders(model)
+    attentions = [module for module in everywhere if not any(module in decoder for decoder in decoders)]
+    biased = sorted({name for module in attentions for name in _in_scores(module)})
     if row and row.efficient_attention:
         reason = f"its attention is {row.efficient_attention}"
-    elif not attentions or not type(model)._can_set_attn_implementation():
+    elif row and row.own_scores:
+        reason = f"inside its scores stands {row.own_scores}"
+    elif not everywhere:
         reason = "its attention is computed inside its layers, not through the library's attention interface"
-    elif any(module.is_causal for module in attentions):
+    elif not attentions:
         reason = "only encoders can, and it attends to the past only, as decoders do"
-    elif any("position_bias" in inspect.signature(module.forward).parameters for module in attentions):
-        reason = "its attention adds a position bias to its scores"
+    elif biased:
+        reason = f"its attention adds a position bias to its scores ({', '.join(biased)})"
+    elif len({id(getattr(module, "config", None)) for module in attentions}) > 1:
+        reason = "it holds several encoders; give one of them, such as its vision tower"
     else:
-        return
-    raise UnsupportedError(f"{type(model).__name__} cannot take '{variant}': {reason}")
+        return attentions
+    what = f"take '{variant}'" if variant else "be asked for its variants"
+    raise UnsupportedError(f"{type(model).__name__} cannot {what}: {reason}")
 
 
-def _give_own_config(model: PreTrainedModel) -> None:
-    """Copy the model's configuration, which other models made from it share, and which names the attention."""
+def _uses_interface(module: nn.Module) -> bool:
+    """Whether a module calls the library's attention interface, by what the code of its forward pass names."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return code is not None and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+
+
+def _decoders(model: PreTrainedModel) -> list[set[nn.Module]]:
+    """Return the modules of each innermost submodel that attends to the past only."""
+    submodels = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    found = []
+    for submodel in submodels:
+        own = set(submodel.modules())
+        for other in submodels:
+            if other is not submodel and other in own:
+                own -= set(other.modules())
+        if any(_uses_interface(module) and getattr(module, "is_causal", False) for module in own):
+            found.append(own)
+    return found
+
+
+def _in_scores(attention: nn.Module) -> list[str]:
+    """Return what an attention adds to its scores by the position, by the names of its parts and arguments."""
+    names = [
+        *inspect.signature(attention.forward).parameters,
+        *(name for name, _ in attention.named_children()),
+        *(name for name, _ in attention.named_parameters(recurse=False)),
+        *(name for name, _ in attention.named_buffers(recurse=False)),
+    ]
+    # Rotary positions turn queries and keys before any score, though the argument is called relative.
+    return [name for name in names if _IN_SCORES.search(name) and name != "relative_position_embeddings"]
+
+
+def _install(model: PreTrainedModel, attentions: Sequence[nn.Module], standing: Sequence[Variant]) -> None:
+    """Let each attention run what stands for it."""
+    names = {getattr(VARIANTS.get(variant.name), "library_name", None) for variant in standing}
+    everywhere = names.pop() if len(names) == 1 else None
+    if everywhere is not None:
+        _check_supported(model, everywhere)
+        for attention in attentions:
+            if hasattr(attention, _SLOT):
+                delattr(attention, _SLOT)
+    else:
+        slots = [_slot(attention, variant) for attention, variant in zip(attentions, standing, strict=True)]
+        for attention, slot in zip(attentions, slots, strict=True):
+            setattr(attention, _SLOT, slot)
+    _name_in_config(model, attentions, everywhere or LIBRARY_NAME)
+
+
+def _slot(attention: nn.Module, variant: Variant) -> LayerAttention:
+    """Return what runs a variant in a layer: what stands there already, if it is the same."""
+    slot = getattr(attention, _SLOT, None)
+    if isinstance(slot, LayerAttention) and slot.variant == variant:
+        return slot
+    if variant.name not in VARIANTS:
+        raise UnsupportedError(
+            f"a layer that keeps its own attention runs '{variant}', which cannot stand beside another; put 'sdpa' "
+            "or 'eager' into the whole model first"
+        )
+    slot = LayerAttention(variant)
+    like = next(attention.parameters(), None)
+    if like is not None:
+        slot.to(like.device, like.dtype)
+    return slot.train(attention.training)
+
+
+def _check_supported(model: PreTrainedModel, name: str) -> None:
+    try:
+        model.get_correct_attn_implementation(name, is_init_check=False)
+    except (ValueError, ImportError) as error:
+        raise UnsupportedError(f"{type(model).__name__} cannot take '{name}': {error}") from error
+
+
+def _name_in_config(model: PreTrainedModel, attentions: Sequence[nn.Module], name: str) -> None:
+    """Name the attention in the configuration that the attentions and the maker of their masks read.
+
+    The configuration is copied first: other models made from it share it, and a decoder beside the encoder, which
+    keeps its own attention, may.
+    """
     copies: dict[int, Any] = {}
     copy.deepcopy(model.config, copies)
+    staying = set().union(*_decoders(model))
     for module in model.modules():
-        if id(getattr(module, "config", None)) in copies:
-            module.config = copies[id(module.config)]
+        config = getattr(module, "config", None)
+        if module not in staying and id(config) in copies:
+            module.config = copies[id(config)]
+    for attention in attentions:
+        # Set as the library sets it: the public property would change the parts of a larger configuration too.
+        own: Any = attention.config
+        own._attn_implementation_internal = name
 
 
-def _padding_only(
+def _padding(
     batch_size: int,
     q_length: int,
     kv_length: int,
@@ -114,47 +302,61 @@ def _padding_only(
     mask_function: Callable[..., Any] = bidirectional_mask_function,
     **others: Any,
 ) -> Tensor | None:
-    """Hand the padding to the attention function as it is: bool [batch, length], True for real tokens."""
+    """Hand the padding over as it is: bool [batch, length], True for real tokens; None where nothing is padded.
+
+    A mask of the model's own, such as a sliding window, stays the dense one, for layers that keep their attention.
+    """
     if mask_function is not bidirectional_mask_function:
-        raise UnsupportedError(
-            "an attention that was put into a model takes padding only, and this model masks positions in a way of "
-            "its own (a sliding window, say)"
+        return sdpa_mask(
+            batch_size=batch_size,
+            q_length=q_length,
+            kv_length=kv_length,
+            mask_function=mask_function,
+            attention_mask=attention_mask,
+            **others,
         )
     if attention_mask is None:
         return None
-    return attention_mask.to(torch.bool)
+    padding = attention_mask.to(torch.bool)
+    # As the library does for its own attention: the mask is looked at, unless the graph must not depend on it.
+    if not torch.compiler.is_compiling() and bool(padding.all()):
+        return None
+    return padding
 
 
-def _adapt(row: AttentionVariant, variant: Variant) -> Callable[..., tuple[Tensor, None]]:
-    """Wrap an attention function in the signature the library calls."""
-    assert row.function is not None
-    function = load_function(row.function)
-    chosen = dict(variant.options)
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Run what stands in a layer, in the signature that the library calls."""
+    slot = getattr(module, _SLOT, None)
+    if slot is None:
+        raise UnsupportedError(
+            f"{type(module).__name__} was not in its model when an attention was put there; call swap_attention again"
+        )
+    if query.shape[2] != key.shape[2]:
+        raise UnsupportedError(
+            f"'{slot.variant}' is a self-attention, and {type(module).__name__} attends from {query.shape[2]} "
+            f"to {key.shape[2]} positions"
+        )
+    extra = [name for name in ("position_bias", "softcap", "s_aux") if others.get(name) is not None]
+    if extra or others.get("output_attentions") or others.get("is_causal"):
+        raise UnsupportedError(
+            f"'{slot.variant}' has no dense scores to change or to give back, and {type(module).__name__} asks for "
+            f"{', '.join(extra) or 'attention maps or a causal mask'}"
+        )
+    if key.shape[1] != query.shape[1]:  # several query heads share a head of keys and values
+        key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
+    output = slot(query, key, value, attention_mask, scaling, dropout)
+    # The library's convention is [batch, length, heads, head_dim].
+    return output.transpose(1, 2).contiguous(), None
 
-    def attention(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float | None = None,
-        dropout: float = 0.0,
-        **others: Any,
-    ) -> tuple[Tensor, None]:
-        if query.shape[2] != key.shape[2]:
-            raise UnsupportedError(
-                f"'{variant}' is a self-attention, and {type(module).__name__} attends from {query.shape[2]} "
-                f"to {key.shape[2]} positions"
-            )
-        if attention_mask is not None and attention_mask.ndim != 2:
-            raise UnsupportedError(
-                f"'{variant}' takes padding only, and {type(module).__name__} adds a mask or position bias of "
-                f"shape {list(attention_mask.shape)} to its scores"
-            )
-        if others.get("position_bias") is not None or others.get("output_attentions"):
-            raise UnsupportedError(f"'{variant}' has no dense scores to add a bias to or to give back")
-        output = function(query, key, value, padding_mask=attention_mask, scale=scaling, dropout=dropout, **chosen)
-        # The library's convention is [batch, length, heads, head_dim].
-        return output.transpose(1, 2).contiguous(), None
 
-    return attention
+ALL_ATTENTION_FUNCTIONS.register(LIBRARY_NAME, _attend)
+ALL_MASK_ATTENTION_FUNCTIONS.register(LIBRARY_NAME, _padding)

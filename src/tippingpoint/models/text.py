@@ -7,8 +7,8 @@ from typing import Any
 
 from tippingpoint.models.architecture import Architecture, Lengths
 from tippingpoint.models.flops import (
+    AttentionFlops,
     ForwardFlops,
-    Pairs,
     attend,
     encoder,
     encoder_linears,
@@ -16,6 +16,7 @@ from tippingpoint.models.flops import (
     local_pairs,
     pooler,
 )
+from tippingpoint.models.shape import plain_shape
 
 LONGFORMER_WINDOW = 512
 NYSTROM_LANDMARKS = 64
@@ -68,21 +69,27 @@ def _nystromformer_inputs(
     return {"input_ids": tokens, "attention_mask": mask}
 
 
-def _bert_flops(config: Mapping[str, Any], batch_size: int, length: float, pairs: Pairs) -> ForwardFlops:
-    return ForwardFlops(inner=encoder(config, batch_size, int(length), pairs), unreached=pooler(config, batch_size))
+def _bert_flops(config: Mapping[str, Any], batch_size: int, length: float, attention: AttentionFlops) -> ForwardFlops:
+    shape = plain_shape(config)
+    layers = encoder(shape, batch_size, int(length), attention)
+    return ForwardFlops(inner=layers, unreached=pooler(batch_size, shape.width))
 
 
-def _longformer_flops(config: Mapping[str, Any], batch_size: int, length: float, pairs: Pairs) -> ForwardFlops:
+def _longformer_flops(
+    config: Mapping[str, Any], batch_size: int, length: float, attention: AttentionFlops
+) -> ForwardFlops:
     """The band alone (section 3.1): no padding, and none of the overlap of the library's chunks."""
     width, layers, windows = config["hidden_size"], config["num_hidden_layers"], config["attention_window"]
     if isinstance(windows, int):  # until the library's model has made it one for each layer
         windows = [windows] * layers
     bands = sum(local_pairs(int(length), window=window // 2) for window in windows)
     linears = layers * encoder_linears(batch_size * int(length), width, config["intermediate_size"])
-    return ForwardFlops(inner=linears + attend(batch_size * bands, width), unreached=pooler(config, batch_size))
+    return ForwardFlops(inner=linears + attend(batch_size * bands, width), unreached=pooler(batch_size, width))
 
 
-def _nystromformer_flops(config: Mapping[str, Any], batch_size: int, length: float, pairs: Pairs) -> ForwardFlops:
+def _nystromformer_flops(
+    config: Mapping[str, Any], batch_size: int, length: float, attention: AttentionFlops
+) -> ForwardFlops:
     """The products in the order of section 3 (its complexity: n m^2 + m n d + m^3 + n m d), at n positions."""
     width, heads, marks = config["hidden_size"], config["num_attention_heads"], config["num_landmarks"]
     rows, rows_of_marks = batch_size * int(length), batch_size * marks
@@ -171,3 +178,5 @@ NYSTROMFORMER = Architecture(
     needs_float32="the library inverts matrices with a float32 identity",
     notes=("inputs are padded to a multiple of its 64 landmarks, as the library demands",),
 )
+
+ROWS = (BERT, LONGFORMER, NYSTROMFORMER)

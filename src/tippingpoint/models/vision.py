@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from tippingpoint.models.architecture import Architecture, Lengths
-from tippingpoint.models.flops import ForwardFlops, Pairs, attend, encoder, encoder_linears, linear, pooler
+from tippingpoint.models.flops import (
+    AttentionFlops,
+    ForwardFlops,
+    attend,
+    encoder,
+    encoder_linears,
+    linear,
+    pooler,
+)
+from tippingpoint.models.shape import Shape, plain_shape
 
 _VIT_PATCH = 16
 _SWIN_PATCH = 4
@@ -33,12 +42,13 @@ def _patches_flops(config: Mapping[str, Any], batch_size: int, length: float, wi
     return linear(batch_size * (int(length) // patch) ** 2, config["num_channels"] * patch * patch, width)
 
 
-def _vit_flops(config: Mapping[str, Any], batch_size: int, length: float, pairs: Pairs) -> ForwardFlops:
+def _vit_flops(config: Mapping[str, Any], batch_size: int, length: float, attention: AttentionFlops) -> ForwardFlops:
     positions = (int(length) // config["patch_size"]) ** 2 + 1
+    shape = plain_shape(config)
     return ForwardFlops(
-        inner=encoder(config, batch_size, positions, pairs),
-        first=_patches_flops(config, batch_size, length, config["hidden_size"]),
-        unreached=pooler(config, batch_size),
+        inner=encoder(shape, batch_size, positions, attention),
+        first=_patches_flops(config, batch_size, length, shape.width),
+        unreached=pooler(batch_size, shape.width),
     )
 
 
@@ -53,7 +63,9 @@ def _window_pairs(side: int, window: int, before: int) -> int:
     return sum(length * length for length in lengths) ** 2
 
 
-def _swinv2_flops(config: Mapping[str, Any], batch_size: int, length: float, pairs: Pairs) -> ForwardFlops:
+def _swinv2_flops(
+    config: Mapping[str, Any], batch_size: int, length: float, attention: AttentionFlops
+) -> ForwardFlops:
     """Stages of windowed layers, each but the last followed by a merging of 2 x 2 patches (section 3).
 
     The network of the position biases (section 3.3) runs once for a batch. Its input is a constant.
@@ -129,6 +141,13 @@ SWINV2 = Architecture(
         multiple_of=32,
         reason="its four stages halve a grid of 4-pixel patches",
     ),
+    # The first stage is the longest; later ones are shorter and wider.
+    stages=lambda config: Shape(
+        layers=sum(config["depths"]),
+        width=config["embed_dim"],
+        heads=config["num_heads"][0],
+        wide=int(config["mlp_ratio"] * config["embed_dim"]),
+    ),
     efficient_attention="shifted windows of 8 x 8 patches over a hierarchy of four stages",
     flops=_swinv2_flops,
     notes=(
@@ -136,3 +155,5 @@ SWINV2 = Architecture(
         "later stages pad their grids to a multiple of the 8-patch window, so cost is a staircase",
     ),
 )
+
+ROWS = (VIT, SWINV2)

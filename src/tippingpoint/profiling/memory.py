@@ -41,17 +41,14 @@ def bound_call_bytes(workload: Workload, architecture: Architecture, config: Map
         config: Its configuration.
     """
     positions = architecture.executed_positions(workload.length)
-    hidden = config.get("hidden_size") or config["embed_dim"]
-    wide = config.get("intermediate_size") or 4 * hidden
-    heads = config.get("num_attention_heads") or config["num_heads"][0]
-    layers = config.get("num_hidden_layers") or sum(config["depths"])
+    shape = architecture.shape(config)
     # Only windows of two dimensions bound what a layer holds: those of one are gathered in overlapping copies.
     keys = min(positions, config["window_size"] ** 2) if "window_size" in config else positions
     training = workload.phase == "training"
     # Training in a lower precision keeps both precisions of much, and softmax is computed in float32 in any case.
     size = 4 if training else _BYTES[workload.dtype]
-    layers_alive, front_ends = (layers, 12) if training else (1, 3)
-    layer = size * positions * (24 * hidden + 6 * wide) + 4 * 6 * heads * positions * keys
+    layers_alive, front_ends = (shape.layers, 12) if training else (1, 3)
+    layer = size * positions * (24 * shape.width + 6 * shape.wide) + 4 * 6 * shape.heads * positions * keys
     front_end = size * front_ends * architecture.front_end_values(workload.length)
     return _OVERHEAD_BYTES + workload.batch_size * (layers_alive * layer + front_end)
 
@@ -68,7 +65,7 @@ def least_call_bytes(workload: Workload, architecture: Architecture, config: Map
     """
     if all(variant.name != "eager" for variant in workload.subject.variants):
         return 0
-    scores = config["num_attention_heads"] * architecture.executed_positions(workload.length) ** 2
+    scores = architecture.shape(config).heads * architecture.executed_positions(workload.length) ** 2
     return workload.batch_size * 2 * scores * _BYTES[workload.dtype]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from tippingpoint.errors import UnsupportedError
 from tippingpoint.models.build import LiveSubject
 from tippingpoint.models.catalog import VARIANTS
-from tippingpoint.models.swap import load_function, register
+from tippingpoint.models.layers import layers_of, without_layers
+from tippingpoint.models.swap import LIBRARY_NAME, load_function, variants_of
 from tippingpoint.profiling.device import Device
 from tippingpoint.workload import Variant, Workload
 
@@ -62,20 +63,49 @@ def describe_path(workload: Workload, subject: LiveSubject, functions: Counter[s
     architecture = subject.architecture
     if architecture.efficient_attention:
         return architecture.efficient_attention
-    variant = workload.subject.variants[0] if workload.subject.variants else Variant("sdpa")
-    expected = register(variant)
-    layers = subject.config["num_hidden_layers"]
-    wanted = Counter() if expected == "eager" else Counter({expected: layers})
-    if functions != wanted:
-        raise UnsupportedError(
-            f"{workload.subject} was to run '{variant}' in {layers} layers, and what ran was "
-            f"{dict(functions) or 'the eager path'}"
-        )
     fused = {name: n for name, n in operators.items() if "attention" in name and "backward" not in name}
-    if expected == "eager":
-        return "eager"
     kernel = ", ".join(f"{name} x{n}" for name, n in sorted(fused.items())) or "unfused operators"
-    return f"{variant} ({kernel})"
+    if architecture.own_scores:
+        return f"full, {architecture.own_scores} ({kernel})"
+    layers = architecture.shape(subject.config).layers
+    asked = workload.subject.variants or (Variant("sdpa"),)
+    names = {VARIANTS[variant.name].library_name or LIBRARY_NAME for variant in asked}
+    wanted = Counter() if names == {"eager"} else Counter({names.pop(): layers})
+    standing = variants_of(subject.model)
+    missing = [variant for variant in asked if not _stands(variant, standing)]
+    if functions != wanted or missing:
+        raise UnsupportedError(
+            f"{workload.subject} was to run '{'+'.join(map(str, asked))}' in {layers} layers, and what ran was "
+            f"{dict(functions) or 'the eager path'} with {_listed(standing)}"
+        )
+    if not functions:
+        return "eager"
+    ways = [f"{variant}{_way(variant, workload, subject)}" for variant in asked]
+    return f"{' and '.join(ways)} ({kernel})"
+
+
+def _stands(variant: Variant, standing: Sequence[Variant]) -> bool:
+    """Whether a variant stands in the layers that it names; options that the model decides may be written out."""
+    there = [standing[layer] for layer in layers_of(variant, len(standing))]
+    named = [v for v in there if v.name == variant.name]
+    # A layer that attends within a window of its own keeps it.
+    others = [v for v in there if v not in named and VARIANTS[v.name].library_name is None]
+    wanted = set(without_layers(variant).options)
+    return bool(named) and not others and all(wanted <= set(v.options) for v in named)
+
+
+def _listed(standing: Sequence[Variant]) -> str:
+    return ", ".join(f"{variant} x{count}" for variant, count in Counter(map(str, standing)).items())
+
+
+def _way(variant: Variant, workload: Workload, subject: LiveSubject) -> str:
+    """Return which of its ways a variant's function takes at the workload's length, where it has several."""
+    row = VARIANTS[variant.name]
+    if row.path is None:
+        return ""
+    positions = subject.architecture.positions(workload.length)
+    kind = workload.device.partition(":")[0]
+    return f", {load_function(row.path)(positions, kind, **dict(without_layers(variant).options))}"
 
 
 _FUSED = re.compile(r"\w*(?:flash|fmha|sdpa|attention)\w*", re.IGNORECASE)
@@ -120,7 +150,7 @@ def check_variants(workload: Workload) -> None:
         row = VARIANTS[variant.name]
         if not (row.function and row.oracle and row.exact):
             continue
-        options: dict[str, Any] = dict(variant.options)
+        options: dict[str, Any] = dict(without_layers(variant).options)
         with torch.inference_mode():
             ours = load_function(row.function)(query, key, value, padding_mask=padding_mask, **options)
             oracle = load_function(row.oracle)(query, key, value, padding_mask=padding_mask, **options)

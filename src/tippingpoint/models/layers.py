@@ -1,0 +1,49 @@
+"""The layers that a variant is put into, as a subject writes them: `layers=3`, `layers=0-7`, `layers=0-11/2`."""
+
+from __future__ import annotations
+
+import re
+
+from tippingpoint.errors import InputError
+from tippingpoint.workload import OptionValue, Variant
+
+# What the option is called; every variant that is put into a model takes it.
+OPTION = "layers"
+MEANING = "numbers of the layers that it is put into: one (3), a range with its end (0-7), every second (0-11/2)"
+_RANGE = re.compile(r"(\d+)-(\d+)(?:/(\d+))?")
+
+
+def parse_layers(value: OptionValue) -> range:
+    """Return the layers that the option's value names, counted from 0.
+
+    Raises:
+        InputError: If it is no number and no range FIRST-LAST[/STEP].
+    """
+    if type(value) is int and value >= 0:
+        return range(value, value + 1)
+    match = _RANGE.fullmatch(value) if isinstance(value, str) else None
+    if match:
+        first, last, step = int(match[1]), int(match[2]), int(match[3] or 1)
+        if first <= last and step:
+            return range(first, last + 1, step)
+    raise InputError(f"{OPTION} ({MEANING}) must be written N, FIRST-LAST or FIRST-LAST/STEP, got {value!r}")
+
+
+def layers_of(variant: Variant, count: int) -> range:
+    """Return the layers, of `count`, that a variant is put into.
+
+    Raises:
+        InputError: If it names a layer that there is not.
+    """
+    value = dict(variant.options).get(OPTION)
+    if value is None:
+        return range(count)
+    chosen = parse_layers(value)
+    if chosen[-1] >= count:
+        raise InputError(f"'{variant}' names layer {chosen[-1]}, and the model has layers 0 to {count - 1}")
+    return chosen
+
+
+def without_layers(variant: Variant) -> Variant:
+    """Return the variant itself, wherever it is put."""
+    return Variant(variant.name, tuple(option for option in variant.options if option[0] != OPTION))
