@@ -22,6 +22,7 @@ from tippingpoint.measurement import (
     Sample,
     is_best_batch,
     paired_log_ratios,
+    session_root,
 )
 from tippingpoint.workload import Workload
 
@@ -307,6 +308,11 @@ def test_the_two_kinds_of_outcome_know_the_pass_they_belong_to():
     assert is_best_batch(failure)
     assert not is_best_batch(measured([1.0], session="abc-0"))
     assert str(failure) == f"{failure.workload}\n  out_of_memory  too much"
+
+
+@pytest.mark.parametrize("session", ["abc", "abc-0", "abc-0-batch", "abc-look"])
+def test_whatever_was_measured_in_one_session_has_one_root(session):
+    assert session_root(session) == "abc"
 
 
 def test_a_measurement_in_a_notebook_is_escaped():

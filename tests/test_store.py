@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from synthetic import ENVIRONMENT, failure, measurement
 from tippingpoint import store as store_module
-from tippingpoint.errors import StoreError, TippingPointError
+from tippingpoint.errors import AnswerError, StoreError, TippingPointError
 from tippingpoint.machine import Conditions
 from tippingpoint.measurement import FAILURE_KINDS, Environment, Failure, Flops, Measurement, Memory, Outcome, Sample
-from tippingpoint.store import SCHEMA_VERSION, Store
+from tippingpoint.store import SCHEMA_VERSION, Store, open_store
 from tippingpoint.workload import PHASES, SIZES, Subject, Variant, Workload
 
 TESTS = Path(__file__).parent
@@ -554,11 +554,36 @@ def test_the_environment_that_was_measured_in_last_comes_last(path):
         for environment in (first, second, first):
             store.add([measurement("bert", 64, 0.01, environment=environment)])
         assert list(store.environments().values()) == [second, first]
+        assert store.latest_environment() == first
+
+
+def test_a_store_without_results_has_no_latest_environment(path):
+    with Store(path) as store, pytest.raises(AnswerError, match=r"is empty, and measuring was not allowed"):
+        store.latest_environment()
 
 
 def test_a_store_in_memory_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with Store(":memory:") as store:
+        store.add(SESSION)
+        assert store.outcomes() == SESSION
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_a_store_that_was_opened_here_is_closed_here(filled):
+    with open_store(filled, create=False) as opened:
+        assert opened.outcomes() == SESSION
+    with pytest.raises(StoreError):
+        opened.outcomes()
+    with Store(filled) as store:
+        with open_store(store) as given:
+            assert given is store
+        assert store.outcomes() == SESSION
+
+
+def test_without_a_file_results_are_kept_in_memory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open_store(None) as store:
         store.add(SESSION)
         assert store.outcomes() == SESSION
     assert list(tmp_path.iterdir()) == []

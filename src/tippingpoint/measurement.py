@@ -449,6 +449,11 @@ def is_best_batch(outcome: Outcome) -> bool:
     return outcome.session.endswith(BEST_BATCH)
 
 
+def session_root(session: str) -> str:
+    """Return the part of a session's name that is the same for all that was measured in it."""
+    return session.partition("-")[0]
+
+
 def paired_log_ratios(baseline: Measurement, variant: Measurement) -> tuple[np.ndarray, tuple[int, ...]]:
     """Return log(baseline / variant) of the seconds per sequence, round by round, and the process of each round.
 

@@ -21,7 +21,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from tippingpoint.errors import StoreError
+from tippingpoint.errors import AnswerError, StoreError
 from tippingpoint.measurement import Environment, Failure, Measurement, Outcome
 
 SCHEMA_VERSION = 2
@@ -233,6 +233,18 @@ class Store:
             latest[fingerprint] = outcome.environment
         return latest
 
+    def latest_environment(self) -> Environment:
+        """Return the environment that was measured in last, for an answer without measuring.
+
+        Raises:
+            AnswerError: If there are no outcomes.
+            StoreError: If the file is damaged.
+        """
+        environments = self.environments()
+        if not environments:
+            raise AnswerError(f"the store {self.path} is empty, and measuring was not allowed")
+        return list(environments.values())[-1]
+
     def measurements(self) -> list[dict[str, Any]]:
         """Return one flat row for each outcome, failures included, for `pandas.DataFrame` or `polars.from_dicts`.
 
@@ -261,6 +273,24 @@ class Store:
             f"Store({str(self.path)!r}: {len(outcomes) - failed} measurements and {failed} failures of "
             f"{', '.join(subjects) or 'no subject yet'})"
         )
+
+
+@contextmanager
+def open_store(store: Store | str | PathLike[str] | None, *, create: bool = True) -> Iterator[Store]:
+    """Open what an argument called `store` may be, and close what was opened.
+
+    Args:
+        store: A file; None for results that are kept no longer than this; or a store, which stays open.
+        create: False refuses to make a new file.
+
+    Raises:
+        StoreError: If the file is no store, comes from a newer version, or cannot be opened.
+    """
+    if isinstance(store, Store):
+        yield store
+        return
+    with Store(":memory:" if store is None else store, create=create) as opened:
+        yield opened
 
 
 @cache

@@ -10,7 +10,15 @@ from functools import lru_cache
 import numpy as np
 
 from tippingpoint.intervals import REPLICATES, center_replicates, interval
-from tippingpoint.measurement import BEST_BATCH, Failure, Measurement, Outcome, is_best_batch, paired_log_ratios
+from tippingpoint.measurement import (
+    BEST_BATCH,
+    Failure,
+    Measurement,
+    Outcome,
+    is_best_batch,
+    paired_log_ratios,
+    session_root,
+)
 from tippingpoint.workload import Subject
 
 # Peak memory is read once; known allocations are measured within this share (tests/profiling).
@@ -112,15 +120,15 @@ def comparison_points(
             continue
         if isinstance(outcome, Failure) and is_best_batch(outcome):
             continue  # it failed in trying a larger batch, and stands where it was measured
-        root, _, group = outcome.session.partition("-")
-        if not group:
+        at = (workload.length, outcome.session)
+        if outcome.session == session_root(outcome.session):
             # It failed in the pass that each subject runs alone, before any group was timed.
-            lost.setdefault((workload.length, root), {})[workload.subject] = outcome
+            lost.setdefault(at, {})[workload.subject] = outcome
         elif metric == "throughput" or (workload.batch_size == batch_size and not is_best_batch(outcome)):
-            groups.setdefault((workload.length, outcome.session), {})[workload.subject] = outcome
+            groups.setdefault(at, {})[workload.subject] = outcome
     found: dict[float, dict[str, ComparisonPoint]] = {}
     for (length, session), arms in groups.items():
-        arms = {**lost.get((length, session.partition("-")[0]), {}), **arms}
+        arms = {**lost.get((length, session_root(session)), {}), **arms}
         point = _point(length, arms.get(baseline), arms.get(variant), metric)
         if point:
             found.setdefault(length, {})[session] = point

@@ -29,8 +29,8 @@ from tippingpoint.models.architecture import Architecture
 from tippingpoint.models.catalog import architecture_of, check_subject, modality_of
 from tippingpoint.profiling.device import now
 from tippingpoint.profiling.process import WorkerError, WorkerProcess
-from tippingpoint.profiling.session import Effort, measure_together, resolve_workload
-from tippingpoint.store import Store
+from tippingpoint.profiling.session import Effort, default_threads, measure_together, resolve_workload
+from tippingpoint.store import Store, open_store
 from tippingpoint.units import format_items, format_length, format_percent, format_seconds
 from tippingpoint.workload import Subject, Workload
 
@@ -120,59 +120,41 @@ def predict(
         InputError: If an argument is not legal, or the architecture has no depth and width of its own to change.
         AnswerError: If too little could be measured.
     """
-    if isinstance(store, str | PathLike) or store is None:
-        with Store(store if store is not None else ":memory:", create=measure) as opened:
-            return predict(
-                subjects,
-                lengths,
+    with open_store(store, create=measure) as opened:
+        say = progress or (lambda line: logger.info("%s", line))
+        profile = load_profile(device_profile) if isinstance(device_profile, str | PathLike) else device_profile
+        if profile is not None:
+            profile.peaks(dtype)
+        given = [subjects] if isinstance(subjects, str | Subject) else list(subjects)
+        chosen = tuple(dict.fromkeys(check_subject(Subject.parse(one)) for one in given))
+        if not chosen or not lengths:
+            raise InputError("a prediction needs at least one subject and one length")
+        modality_of(chosen)
+        asked = sorted(dict.fromkeys(lengths))
+        for subject in chosen:
+            _check_shape(subject, size, layers, width)
+            for length in asked:
+                architecture_of(subject).check_length(length)
+        environment = _environment(opened, device, threads, measure)
+        first = resolve_workload(
+            Workload(
+                chosen[0],
+                asked[0],
                 batch_size=batch_size,
                 phase=phase,
                 device=device,
                 dtype=dtype,
-                threads=threads,
+                threads=environment.threads,
                 size=size,
-                layers=layers,
-                width=width,
-                device_profile=device_profile,
-                budget_s=budget_s,
-                store=opened,
-                measure=measure,
-                progress=progress,
             )
-    say = progress or (lambda line: logger.info("%s", line))
-    profile = load_profile(device_profile) if isinstance(device_profile, str | PathLike) else device_profile
-    if profile is not None:
-        profile.peaks(dtype)
-    given = [subjects] if isinstance(subjects, str | Subject) else list(subjects)
-    chosen = tuple(dict.fromkeys(check_subject(Subject.parse(one)) for one in given))
-    if not chosen or not lengths:
-        raise InputError("a prediction needs at least one subject and one length")
-    modality_of(chosen)
-    asked = sorted(dict.fromkeys(lengths))
-    for subject in chosen:
-        _check_shape(subject, size, layers, width)
-        for length in asked:
-            architecture_of(subject).check_length(length)
-    environment = _environment(store, device, threads, measure)
-    first = resolve_workload(
-        Workload(
-            chosen[0],
-            asked[0],
-            batch_size=batch_size,
-            phase=phase,
-            device=device,
-            dtype=dtype,
-            threads=environment.threads,
-            size=size,
         )
-    )
-    shaped = first.replace(layers=layers, width=width)
-    counted: dict[Subject, tuple[CountedCall, ...]] = {}
-    if measure:
-        # First, because a shape that is not legal shows here.
-        counted = {subject: count_work(shaped.replace(subject=subject), say) for subject in chosen}
-        _measure(chosen, first, asked, store, environment, budget_s, say)
-    known = [_know(subject, shaped, store, environment, counted.get(subject)) for subject in chosen]
+        shaped = first.replace(layers=layers, width=width)
+        counted: dict[Subject, tuple[CountedCall, ...]] = {}
+        if measure:
+            # First, because a shape that is not legal shows here.
+            counted = {subject: count_work(shaped.replace(subject=subject), say) for subject in chosen}
+            _measure(chosen, first, asked, opened, environment, budget_s, say)
+        known = [_know(subject, shaped, opened, environment, counted.get(subject)) for subject in chosen]
     return Prediction(
         workload=shaped,
         environment=environment,
@@ -195,14 +177,9 @@ def _check_shape(subject: Subject, size: str, layers: int | None, width: int | N
 
 def _environment(store: Store, device: str, threads: int | None, measure: bool) -> Environment:
     if measure:
-        from tippingpoint.profiling.session import default_threads
-
         with WorkerProcess(device, threads or default_threads(None)) as worker:
             return worker.environment
-    environments = store.environments()
-    if not environments:
-        raise AnswerError(f"the store {store.path} is empty, and measuring was not allowed")
-    return list(environments.values())[-1]
+    return store.latest_environment()
 
 
 def _found(subject: Subject, first: Workload, store: Store, environment: Environment) -> dict[float, Measurement]:
@@ -269,7 +246,7 @@ def measuring_lengths(subjects: Sequence[Subject], longest: float) -> list[float
     Those that cost the same as the one before, because every subject pads them alike, are left out.
     """
     rows = [architecture_of(subject) for subject in subjects]
-    strictest = max(rows, key=lambda row: (row.lengths.multiple_of, row.lengths.minimum))
+    strictest = _strictest(rows)
     found: dict[tuple[int, ...], float] = {}
     for positions in sorted(start * 2**times for start in _MEASURED_AT for times in range(_DOUBLINGS)):
         length = length_of(strictest, positions)
@@ -279,6 +256,11 @@ def measuring_lengths(subjects: Sequence[Subject], longest: float) -> list[float
             # Of lengths that are padded alike, the longest: it pays for no padding.
             found[tuple(row.executed_positions(length) for row in rows)] = length
     return sorted(found.values())
+
+
+def _strictest(rows: Sequence[Architecture]) -> Architecture:
+    """Return the one whose lengths the others are likely to take as well."""
+    return max(rows, key=lambda row: (row.lengths.multiple_of, row.lengths.minimum))
 
 
 def length_of(architecture: Architecture, positions: int) -> float:
@@ -458,7 +440,7 @@ def _tipping_points(
 ) -> list[PredictedTippingPoint]:
     """Hold two predicted costs against each other, from the shortest measured length to the longest asked for."""
     rows = (baseline.architecture, variant.architecture)
-    strictest = max(rows, key=lambda row: (row.lengths.multiple_of, row.lengths.minimum))
+    strictest = _strictest(rows)
     shortest = strictest.nearest_legal(
         min(asked[0], *(next(iter(one.measured), asked[0]) for one in (baseline, variant)))
     )

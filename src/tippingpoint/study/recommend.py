@@ -7,9 +7,9 @@ from os import PathLike
 
 from tippingpoint.analysis.recommend import Constraint, Recommendation, recommend_from
 from tippingpoint.data import LengthData
-from tippingpoint.errors import AnswerError, InputError
+from tippingpoint.errors import InputError
 from tippingpoint.models.catalog import architecture_of, check_subject, is_vanilla, modality_of
-from tippingpoint.store import Store
+from tippingpoint.store import Store, open_store
 from tippingpoint.study.presets import PRESETS
 from tippingpoint.study.run import collect, resolve_study, run_study
 from tippingpoint.units import UNITS
@@ -60,42 +60,22 @@ def recommend(
         InputError: If an argument is not legal.
         AnswerError: If no candidate could be measured, or none keeps the constraints.
     """
-    if isinstance(store, str | PathLike) or store is None:
-        with Store(store if store is not None else ":memory:", create=measure) as opened:
-            return recommend(
-                lengths,
-                candidates=candidates,
-                modality=modality,
-                objective=objective,
-                constraints=constraints,
-                phase=phase,
-                device=device,
-                dtype=dtype,
-                threads=threads,
-                size=size,
-                budget_s=budget_s,
-                store=opened,
-                measure=measure,
-                progress=progress,
-            )
-    check_choice("objective", objective, ("latency", "throughput", "peak_memory"))
-    wanted: list[Constraint] = []
-    if isinstance(constraints, Mapping):
-        wanted += [Constraint.of(metric, value) for metric, value in constraints.items()]
-    else:
-        wanted += constraints
-    subjects = [check_subject(Subject.parse(candidate)) for candidate in candidates or ()]
-    data = _as_data(lengths, modality, subjects)
-    study = _study(data, subjects, objective, wanted, phase, device, dtype, threads, size, budget_s)
-    if measure:
-        result = run_study(study, store, progress=progress)
-    else:
-        environments = store.environments()
-        if not environments:
-            raise AnswerError(f"the store {store.path} is empty, and measuring was not allowed")
-        environment = list(environments.values())[-1]
-        study = resolve_study(study.replace(threads=environment.threads, affinity=environment.affinity or None))
-        result = collect(study, store, environment)
+    with open_store(store, create=measure) as opened:
+        check_choice("objective", objective, ("latency", "throughput", "peak_memory"))
+        wanted: list[Constraint] = []
+        if isinstance(constraints, Mapping):
+            wanted += [Constraint.of(metric, value) for metric, value in constraints.items()]
+        else:
+            wanted += constraints
+        subjects = [check_subject(Subject.parse(candidate)) for candidate in candidates or ()]
+        data = _as_data(lengths, modality, subjects)
+        study = _study(data, subjects, objective, wanted, phase, device, dtype, threads, size, budget_s)
+        if measure:
+            result = run_study(study, opened, progress=progress)
+        else:
+            environment = opened.latest_environment()
+            study = resolve_study(study.replace(threads=environment.threads, affinity=environment.affinity or None))
+            result = collect(study, opened, environment)
     return recommend_from(
         data,
         result.outcomes,

@@ -15,13 +15,13 @@ from typing import Any
 
 from tippingpoint.analysis.tipping_point import TippingPoint, tipping_point
 from tippingpoint.errors import AnswerError, InputError
-from tippingpoint.measurement import Environment, Measurement, Outcome, is_best_batch
+from tippingpoint.measurement import Environment, Measurement, Outcome, is_best_batch, session_root
 from tippingpoint.models.catalog import architecture_of, check_subject, modality_of
 from tippingpoint.profiling.device import now
 from tippingpoint.profiling.memory import activation_bytes
 from tippingpoint.profiling.process import WorkerProcess
 from tippingpoint.profiling.session import Effort, default_threads, measure_together, screen
-from tippingpoint.store import Store, StoredSession
+from tippingpoint.store import Store, StoredSession, open_store
 from tippingpoint.study.search import (
     SCREENING_LAYERS,
     Known,
@@ -199,10 +199,8 @@ def collect(study: Study, store: Store, environment: Environment, label: str = "
         environment: Only outcomes from there count.
         label: Only outcomes of runs with it count, if it is not empty.
     """
-    known = read_known(study, store, environment, label)
-    sessions = [
-        session for session in store.sessions(environment=environment.fingerprint) if label in ("", session.label)
-    ]
+    sessions = _sessions(store, environment, label)
+    known = _known(study, sessions)
     points = tuple(
         _with_evidence(
             tipping_point(
@@ -240,8 +238,8 @@ def _with_evidence(
     measured, looked = (_roots(outcomes, point.phase) for outcomes in (known.outcomes, known.screened))
     count, seconds = 0, 0.0
     for session in sessions:
-        roots = {_root(outcome) for outcome in session.outcomes}
-        subjects = {o.workload.subject for o in session.outcomes if _root(o) in measured | looked}
+        roots = {session_root(outcome.session) for outcome in session.outcomes}
+        subjects = {o.workload.subject for o in session.outcomes if session_root(o.session) in measured | looked}
         if subjects.issuperset(pair):
             seconds += session.seconds
             count += not measured.isdisjoint(roots)
@@ -265,12 +263,7 @@ def _with_evidence(
 
 
 def _roots(outcomes: Sequence[Outcome], phase: str) -> set[str]:
-    return {_root(outcome) for outcome in outcomes if outcome.workload.phase == phase}
-
-
-def _root(outcome: Outcome) -> str:
-    """Return the name of a session without that of the group in it."""
-    return outcome.session.partition("-")[0]
+    return {session_root(outcome.session) for outcome in outcomes if outcome.workload.phase == phase}
 
 
 def run_batches(
@@ -381,9 +374,7 @@ def find_tipping_point(
         repeats=repeats,
         screening=screening,
     )
-    if isinstance(store, Store):
-        return run_study(study, store, progress=progress).tipping_points[0]
-    with Store(store if store is not None else ":memory:") as opened:
+    with open_store(store) as opened:
         return run_study(study, opened, progress=progress).tipping_points[0]
 
 
@@ -417,12 +408,17 @@ def read_known(study: Study, store: Store, environment: Environment, label: str 
 
     With a label, only runs that are called so count.
     """
-    found = [
-        outcome
-        for session in store.sessions(environment=environment.fingerprint)
-        if label in ("", session.label)
-        for outcome in session.outcomes
-    ]
+    return _known(study, _sessions(store, environment, label))
+
+
+def _sessions(store: Store, environment: Environment | None, label: str) -> list[StoredSession]:
+    """Return the sessions of runs with a label, or of all; with an environment, only what was measured there."""
+    sessions = store.sessions(environment=environment and environment.fingerprint)
+    return [session for session in sessions if label in ("", session.label)]
+
+
+def _known(study: Study, sessions: Sequence[StoredSession]) -> Known:
+    found = [outcome for session in sessions for outcome in session.outcomes]
     return Known(
         tuple(outcome for outcome in found if _belongs(study, outcome, (None,))),
         tuple(outcome for outcome in found if _belongs(study, outcome, SCREENING_LAYERS)),
@@ -450,7 +446,8 @@ def _memory_points(study: Study, subject: Subject, phase: str, known: Known) -> 
 
 
 def _seconds_spent(store: Store, key: str, label: str) -> float:
-    return sum(s.seconds for s in store.sessions() if s.study == key and label in ("", s.label))
+    """Return what a study has taken so far, wherever it was measured."""
+    return sum(session.seconds for session in _sessions(store, None, label) if session.study == key)
 
 
 def _announce(study: Study, step: Step, spent_s: float) -> str:

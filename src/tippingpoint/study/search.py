@@ -23,7 +23,7 @@ import numpy as np
 from tippingpoint.analysis.comparison import ComparisonPoint, comparison_points
 from tippingpoint.analysis.curve import RatioCurve
 from tippingpoint.analysis.tipping_point import grid, locate_pair, ratio_curve
-from tippingpoint.measurement import Failure, Measurement, Outcome, is_best_batch
+from tippingpoint.measurement import Failure, Measurement, Outcome, is_best_batch, session_root
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.profiling.rounds import MIN_ROUNDS
 from tippingpoint.study.doubts import Doubt, look_at
@@ -327,7 +327,7 @@ class _Search:
             if isinstance(outcome, Failure) and outcome.workload.batch_size == self.study.batch_size
         ]
 
-    @property
+    @cached_property
     def _settled(self) -> bool:
         """Whether every pair was certainly better at the two longest lengths, shallow models included."""
         for pair, metric in itertools.product(pairs(self.study), self.study.metrics):
@@ -339,6 +339,7 @@ class _Search:
     # Measuring where it counts
 
     def _refine(self, budget_s: float) -> Step | None:
+        tried = {length for length, _ in self._sessions}
         for wish in sorted(self._wishes, key=lambda wish: -wish.urgency):
             # Pairs that want the same length share a session, and its baseline.
             together = {s for other in self._wishes if other.length == wish.length for s in other.subjects}
@@ -346,7 +347,6 @@ class _Search:
                 length = wish.length
                 while (self.costs.session_s(length, subjects, refining=True) or 0.0) > budget_s:
                     length = self._legal(length / math.sqrt(2))
-                    tried = {outcome.workload.length for outcome in self.outcomes}
                     if not wish.or_shorter or length in tried or length <= self.low:
                         break
                 else:
@@ -451,8 +451,7 @@ class _Search:
 
     def _refinements(self, length: float, pair: tuple[Subject, Subject], apart: float) -> int:
         """Return in how many sessions a pair has been around a length, within e-folds of it."""
-        near = [other for other in self._lengths(pair) if abs(math.log(other / length)) < apart]
-        return sum(self._times_at(other, pair) for other in near)
+        return sum(abs(math.log(other / length)) < apart for other in self._lengths(pair))
 
     def needed_s(self, pair: tuple[Subject, Subject], metric: str) -> float | None:
         """Return about how many seconds would decide a pair; see the function of this name."""
@@ -507,16 +506,18 @@ class _Search:
                 points.append(ComparisonPoint(length, (ratio,), tolerance=tolerance))
         return sorted(points, key=lambda point: point.length)
 
-    def _lengths(self, pair: tuple[Subject, Subject]) -> set[float]:
-        return {outcome.workload.length for outcome in self.outcomes if outcome.workload.subject in pair}
-
-    def _times_at(self, length: float, pair: tuple[Subject, Subject]) -> int:
-        """Return in how many sessions a pair has been at a length, with whatever outcome."""
-        sessions: dict[str, set[Subject]] = {}
+    @cached_property
+    def _sessions(self) -> dict[tuple[float, str], set[Subject]]:
+        """The subjects of every session by its length and name, with whatever outcome."""
+        sessions: dict[tuple[float, str], set[Subject]] = {}
         for outcome in self.outcomes:
-            if outcome.workload.length == length:
-                sessions.setdefault(outcome.session.partition("-")[0], set()).add(outcome.workload.subject)
-        return sum(subjects.issuperset(pair) for subjects in sessions.values())
+            at = (outcome.workload.length, session_root(outcome.session))
+            sessions.setdefault(at, set()).add(outcome.workload.subject)
+        return sessions
+
+    def _lengths(self, pair: tuple[Subject, Subject]) -> list[float]:
+        """Return the length of every session that a pair has been in together."""
+        return [length for (length, _), subjects in self._sessions.items() if subjects.issuperset(pair)]
 
     def _untried(self, length: float, pair: tuple[Subject, Subject]) -> float | None:
         """Return a legal length close by at which a pair has not been measured, None if there is none.
@@ -524,6 +525,7 @@ class _Search:
         Two sessions at one length tell no more than two at neighbouring lengths, and less if that one is peculiar.
         """
         length = self._legal(min(max(length, self.low), self.high))
+        tried = self._lengths(pair)
         # What ran out of memory is not tried at a longer length.
         lost = min((o.workload.length for o in self._failures if o.workload.subject in pair), default=math.inf)
         step = architecture_of(pair[0]).unit == "seconds" and length * _NEIGHBOUR / _MOST_NEIGHBOURS
@@ -531,7 +533,7 @@ class _Search:
             away = (number + 1) // 2 * (1 if number % 2 else -1)
             near = self._legal(length + away * (step or self._multiple))
             close = number == 0 or abs(math.log(near / length)) < _NEIGHBOUR
-            if close and self.low <= near <= self.high and near < lost and not self._times_at(near, pair):
+            if close and self.low <= near <= self.high and near < lost and near not in tried:
                 return near
         return None
 
