@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 
 from tippingpoint.errors import InputError
 
@@ -34,19 +35,28 @@ def _number_and_unit(text: str, what: str, example: str) -> tuple[float, str]:
     return float(match[1]), match[2].lower()
 
 
+def _positive(
+    text: str | float, what: str, example: str, units: Mapping[str, float], listed: str, least: float = 0
+) -> float:
+    """Return a number without its unit: positive, and not below `least`."""
+    value, unit = _number_and_unit(str(text), what, example)
+    if unit not in {"", *units}:
+        raise InputError(f"unknown unit {unit!r} in {text!r}; expected one of {listed}")
+    value *= units.get(unit, 1)
+    if value <= 0 or value < least:
+        raise InputError(f"{what} must be positive, got {text!r}")
+    return value
+
+
 def parse_bytes(text: str | float) -> int:
     """Return bytes from "4GiB", "512 MB" or a plain number of bytes.
 
     Raises:
         InputError: If it is no number, not positive, or the unit is unknown.
     """
-    value, unit = _number_and_unit(str(text), "a memory size", "4GiB or 512MB")
-    if unit not in {"", *_BYTE_UNITS}:
-        raise InputError(f"unknown unit {unit!r} in {text!r}; expected one of B, kB, MB, GB, TB, KiB, MiB, GiB, TiB")
-    result = int(value * _BYTE_UNITS.get(unit, 1))
-    if result <= 0:
-        raise InputError(f"a memory size must be positive, got {text!r}")
-    return result
+    listed = "B, kB, MB, GB, TB, KiB, MiB, GiB, TiB"
+    # What is less than a byte would be none.
+    return int(_positive(text, "a memory size", "4GiB or 512MB", _BYTE_UNITS, listed, least=1))
 
 
 def parse_length(text: str | float) -> float:
@@ -57,12 +67,8 @@ def parse_length(text: str | float) -> float:
     Raises:
         InputError: If it is no number, not positive, or the unit is unknown.
     """
-    value, unit = _number_and_unit(str(text), "a length", "4096, 64k or 1M")
-    if unit not in {"", *_COUNT_UNITS}:
-        raise InputError(f"unknown unit {unit!r} in {text!r}; expected one of k, M, G (thousands) or Ki, Mi, Gi")
-    length = value * _COUNT_UNITS.get(unit, 1)
-    if length <= 0:
-        raise InputError(f"a length must be positive, got {text!r}")
+    listed = "k, M, G (thousands) or Ki, Mi, Gi"
+    length = _positive(text, "a length", "4096, 64k or 1M", _COUNT_UNITS, listed)
     return int(length) if length.is_integer() else length
 
 
@@ -72,13 +78,7 @@ def parse_duration(text: str | float) -> float:
     Raises:
         InputError: If it is no number, not positive, or the unit is unknown.
     """
-    value, unit = _number_and_unit(str(text), "a duration", "90s or 5m")
-    if unit not in {"", *_TIME_UNITS}:
-        raise InputError(f"unknown unit {unit!r} in {text!r}; expected one of us, ms, s, m, min, h")
-    seconds = value * _TIME_UNITS.get(unit, 1.0)
-    if seconds <= 0:
-        raise InputError(f"a duration must be positive, got {text!r}")
-    return seconds
+    return _positive(text, "a duration", "90s or 5m", _TIME_UNITS, "us, ms, s, m, min, h")
 
 
 def parse_fraction(text: str | float) -> float:

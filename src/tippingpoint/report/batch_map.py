@@ -14,7 +14,7 @@ from rich.text import Text
 from tippingpoint.analysis.batch_map import BatchMap, BatchRow, Cell
 from tippingpoint.errors import AnswerError
 from tippingpoint.report.figures import DIVERGING, GREY, INK, LENGTHS, LIGHT, length_ticks, themed
-from tippingpoint.report.tables import plain_table, verdict_with_reach
+from tippingpoint.report.tables import VERDICT_STYLES, plain_table, verdict_with_reach
 from tippingpoint.units import format_length
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def batch_rows_table(found: BatchMap) -> Table:
     table.columns[0].justify, table.columns[1].justify = "right", "left"
     for row in found.rows:
         point = row.tipping_point
-        style = {"crosses": "green", "always": "green", "undecided": "yellow"}.get(point.verdict, "")
+        style = VERDICT_STYLES.get(point.verdict, "")
         start = interval = positions = in_batch = ""
         if point.length is not None and point.interval is not None:
             start, interval = format_length(point.length, point.unit), _ends(row)

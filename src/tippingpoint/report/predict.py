@@ -11,7 +11,7 @@ from tippingpoint.analysis.prediction import CostEstimate, Prediction
 from tippingpoint.analysis.scaling import COMPONENTS
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.report.records import plain
-from tippingpoint.report.tables import plain_table
+from tippingpoint.report.tables import plain_table, positions_text
 from tippingpoint.units import format_bytes, format_count, format_length, format_percent, format_seconds
 
 # An interval that reaches further than this factor to either side says nothing.
@@ -44,8 +44,7 @@ def _cost_table(prediction: Prediction) -> Table:
         table.add_row(
             *_begin(one),
             Text(one.basis, style=_STYLES[one.basis]),
-            f"{one.positions:,}"
-            + (f" -> {one.executed_positions:,}" if one.executed_positions != one.positions else ""),
+            positions_text(one),
             format_seconds(one.latency_s),
             "wider than tenfold" if high > _USELESS**2 * low else f"{format_seconds(low)} to {format_seconds(high)}",
             "" if one.peak_bytes is None else format_bytes(one.peak_bytes),

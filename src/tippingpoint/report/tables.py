@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +25,12 @@ from tippingpoint.units import (
 )
 from tippingpoint.workload import Subject
 
+if TYPE_CHECKING:
+    # It takes pydantic and YAML along, which most tables do without.
+    from tippingpoint.analysis.prediction import CostEstimate
+
+# Colours of verdicts; the others have none.
+VERDICT_STYLES = {"crosses": "green", "always": "green", "undecided": "yellow"}
 _BAR_WIDTH = 30
 _PERCENTILES = (5, 25, 50, 75, 95, 99)
 
@@ -40,11 +47,11 @@ def plain_table(title: str, *columns: str, left: int = 1) -> Table:
     return table
 
 
-def positions_text(outcome: Outcome) -> str:
+def positions_text(call: Outcome | CostEstimate) -> str:
     """Return an input's positions, and what the model padded them to where it did: "600 -> 640"."""
-    if isinstance(outcome, Measurement) and outcome.executed_positions != outcome.positions:
-        return f"{outcome.positions:,} -> {outcome.executed_positions:,}"
-    return f"{outcome.positions:,}"
+    if isinstance(call, Failure) or call.executed_positions == call.positions:
+        return f"{call.positions:,}"
+    return f"{call.positions:,} -> {call.executed_positions:,}"
 
 
 def lengths_table(data: LengthData) -> Table:
@@ -145,7 +152,7 @@ def tipping_points_table(points: Iterable[TippingPoint]) -> Table:
             start = format_length(point.length, point.unit)
             interval = " to ".join(format_length(end, point.unit).split(" ")[0] for end in point.interval)
             positions = f"{point.positions:,}"
-        style = {"crosses": "green", "always": "green", "undecided": "yellow"}.get(point.verdict, "")
+        style = VERDICT_STYLES.get(point.verdict, "")
         table.add_row(
             point.phase,
             point.metric.replace("_", " "),
