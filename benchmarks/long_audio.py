@@ -6,8 +6,8 @@ HuBERT at its Base size with random weights and `local:window=50` runs once on w
 in a fresh process: as it is ("whole"), and after `chunk_activations`. Printed are the peak of resident memory with
 everything that the process holds, the part that was not there before the call, seconds, and both again as "whole"
 over "chunks"; below, what a minute more takes, and how far the two results are apart at the shortest length. No
-process may hold more than `--limit` GB (1e9 bytes) of data: the system refuses it more, and a row says so; an arm that
-was refused is not tried at longer lengths.
+process may hold more than `--limit` GB (1e9 bytes) of data: the system refuses it more, and a row says so; an arm
+that was refused is not tried at longer lengths.
 """
 
 from __future__ import annotations
