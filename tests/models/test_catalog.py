@@ -19,6 +19,7 @@ from tippingpoint.models.catalog import (
     modality_of,
     resolve,
 )
+from tippingpoint.models.shape import Shape
 from tippingpoint.units import UNITS
 from tippingpoint.workload import SIZES, Subject, Workload
 
@@ -235,21 +236,19 @@ def test_base_models_have_the_published_number_of_parameters(workload, derived, 
     assert abs(derived / 1e6 - published_millions) <= digits
 
 
-STACKS = [name for name in ARCHITECTURES if name != "swinv2"]
+STACKS = [row.name for row in ROWS if not row.stages]
 
 
 @pytest.mark.parametrize("name", STACKS)
 def test_another_width_keeps_the_heads_and_the_ratio_of_the_feed_forward_part(name):
-    config = make_config(Workload(name, 1 if name == "hubert" else 256, layers=3, width=1024)).to_dict()
-    found = {key: config[key] for key in TRANSFORMER}
-    assert found == {
-        "num_hidden_layers": 3, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096
-    }  # fmt: skip
+    row = ARCHITECTURES[name]
+    config = make_config(Workload(name, row.nearest_legal(256), layers=3, width=1024)).to_dict()
+    assert row.shape(config) == Shape(layers=3, width=1024, heads=16, wide=4096)
 
 
 @pytest.mark.parametrize("name", STACKS)
 def test_a_width_that_is_no_multiple_of_a_head_names_the_nearest(name):
-    length = 1 if name == "hubert" else 256
+    length = ARCHITECTURES[name].nearest_legal(256)
     with pytest.raises(InputError, match=r"multiple of its heads' 64 dimensions, got 1000; the nearest is 1024"):
         make_config(Workload(name, length, width=1000))
     with pytest.raises(InputError, match=r"got 10; the nearest is 64"):
@@ -266,8 +265,9 @@ def test_an_architecture_of_stages_has_no_other_depth_or_width(changes):
 def test_a_size_has_the_depth_that_it_is_built_with():
     for name in STACKS:
         for size in SIZES:
-            config = make_config(Workload(name, 1 if name == "hubert" else 256, size=size))
-            assert ARCHITECTURES[name].layers(size) == config.num_hidden_layers
+            row = ARCHITECTURES[name]
+            config = make_config(Workload(name, row.nearest_legal(256), size=size))
+            assert row.layers(size) == getattr(config, row.keys["layers"])
 
 
 TRANSFORMER = {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
@@ -352,7 +352,8 @@ def test_an_architecture_with_an_attention_of_its_own_takes_no_variant_and_names
         check_subject(Subject.parse(f"{name}@local"))
     message = str(caught.value)
     assert message.startswith(f"{name} has an attention of its own (")
-    assert "drop '@local', or put the variant into one of bert, hubert, vit" in message
+    takers = ", ".join(row.name for row in ROWS if row.takes_variants)
+    assert f"drop '@local', or put the variant into one of {takers}" in message
 
 
 def test_variants_that_do_not_compose_are_refused_together():

@@ -96,6 +96,10 @@ def test_training_is_three_forward_passes_less_the_gradients_that_nobody_needs(s
         "nystromformer": 0,
         "hubert": 2 * ((round(length * 16_000) - 10) // 5 + 1) * 10 * 32,
         "vit": 2 * pooler + 2 * int(length // 16) ** 2 * 768 * 64,
+        "deit": 2 * pooler + 2 * int(length // 16) ** 2 * 768 * 64,
+        "dinov2": 2 * int(length // 14) ** 2 * 3 * 14**2 * 64,
+        "clip_vision_model": 2 * int(length // 16) ** 2 * 768 * 64,
+        "dinov3_vit": 2 * int(length // 16) ** 2 * 768 * 64,
     }
     if name == "swinv2":
         coordinates = sum((2 * int(min(8, length // patch)) - 1) ** 2 for patch in (4, 8))

@@ -51,10 +51,13 @@ class Architecture:
             cannot grow.
         inputs: Tensors for a batch: (configuration, batch size, length, torch generator) to keyword arguments.
         lengths: Legal lengths and length arithmetic.
-        keys: What its configuration calls depth, width, heads and inner size of a plain stack of equal layers.
+        keys: What its configuration calls depth, width, heads and inner size of a plain stack of equal layers;
+            see `plain_shape`.
         stages: Configuration to the shape of the longest stage with the depth of all, where it is no plain stack.
         efficient_attention: What its own attention is, when it is not vanilla; such an architecture takes no
             variant.
+        keys_seen: (configuration, positions) to the keys that a query of the longest stage scores at most, for the
+            bound on memory; all positions where it is None.
         own_scores: Why it takes no variant although its attention is full: what stands inside its scores.
         front_end_values: Native length to the values in the widest activation before the first layer, where
             that outgrows the layers.
@@ -79,6 +82,7 @@ class Architecture:
     keys: Mapping[str, str] = field(default_factory=lambda: KEYS)
     stages: Callable[[Mapping[str, Any]], Shape] | None = None
     efficient_attention: str | None = None
+    keys_seen: Callable[[Mapping[str, Any], int], int] | None = None
     own_scores: str = ""
     front_end_values: Callable[[float], int] = lambda length: 0
     flops: Callable[[Mapping[str, Any], int, float, AttentionFlops], ForwardFlops] | None = None
@@ -134,7 +138,8 @@ class Architecture:
                     f"nearest is {nearest}"
                 )
             changes |= {"width": width, "heads": width // head, "wide": shape.wide * width // shape.width}
-        return {self.keys[name]: value for name, value in changes.items()}
+        # A configuration that has the ratio of the feed-forward part keeps it.
+        return {self.keys[name]: value for name, value in changes.items() if name in self.keys}
 
     def check_length(self, length: float) -> float:
         """Return `length` if the architecture takes it.

@@ -42,8 +42,8 @@ def bound_call_bytes(workload: Workload, architecture: Architecture, config: Map
     """
     positions = architecture.executed_positions(workload.length)
     shape = architecture.shape(config)
-    # Only windows of two dimensions bound what a layer holds: those of one are gathered in overlapping copies.
-    keys = min(positions, config["window_size"] ** 2) if "window_size" in config else positions
+    # Only hierarchies of images say what bounds it: windows of one dimension are gathered in overlapping copies.
+    keys = min(positions, architecture.keys_seen(config, positions)) if architecture.keys_seen else positions
     training = workload.phase == "training"
     # Training in a lower precision keeps both precisions of much, and softmax is computed in float32 in any case.
     size = 4 if training else _BYTES[workload.dtype]
