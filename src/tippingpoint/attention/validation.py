@@ -32,3 +32,12 @@ def check_attention_inputs(query: Tensor, key: Tensor, value: Tensor, padding_ma
                 f"padding_mask must be bool [batch, length] = {list(expected)} with True for real tokens, got "
                 f"{str(padding_mask.dtype).removeprefix('torch.')} {list(padding_mask.shape)}"
             )
+
+
+def attendable(padding_mask: Tensor) -> Tensor:
+    """Return where keys may be looked at, bool [batch, length].
+
+    Real tokens; and everything where a sequence has none at all, so that its rows, which mean nothing, stay
+    finite.
+    """
+    return padding_mask | ~padding_mask.any(dim=1, keepdim=True)
