@@ -103,7 +103,7 @@ def test_the_result_is_that_of_the_whole_at_any_chunk_length(name, norm):
         assert torch.equal(chunk_activations(model, seconds=None)(inputs)[0], whole[0])
 
 
-@pytest.mark.parametrize("samples", [400, 401, 719, 720, 721, 1039, 1040, 6_000, 16_001])
+@pytest.mark.parametrize("samples", [400, 719, 720, 721, 1040, 16_001])
 @pytest.mark.parametrize("name", ["HubertModel", "SEWModel", "Data2VecAudioModel"])
 def test_where_sums_are_exact_every_bit_is_that_of_the_whole(name, samples):
     model = in_whole_numbers(speech_model(name, **RECTIFIED, **BASE))
@@ -111,7 +111,7 @@ def test_where_sums_are_exact_every_bit_is_that_of_the_whole(name, samples):
     with torch.inference_mode():
         front_end = model.get_submodule("feature_extractor")
         whole = front_end(inputs)
-        for positions in (1, 2, 3, 5, 8, 49, 50, 51):
+        for positions in (1, 2, 3, 8, 49, 50):
             chunk_activations(model, seconds=positions * POSITION_S)
             assert torch.equal(front_end(inputs), whole), positions
 
@@ -127,13 +127,13 @@ def test_the_positional_convolution_and_what_is_position_wise_have_the_same_bits
     projection = model.get_submodule("feature_projection")
     with torch.inference_mode():
         # 32 is the width, where the axes cannot be told apart
-        for length in (1, 2, 3, 16, 17, 31, 32, 33, 50):
+        for length in (1, 2, 17, 31, 32, 50):
             hidden = torch.randint(-2, 3, (2, length, 32), generator=torch.Generator().manual_seed(3)).double()
             features = hidden[..., :16]
             positions = hidden.transpose(1, 2) if name == "SEWModel" else hidden
             chunk_activations(model, seconds=None)
             wholes = convolution(positions), feed_forward(hidden), projection(features)
-            for size in (1, 2, 3, 7, 16, 49, 50, 99):
+            for size in (1, 2, 7, 16, 49):
                 chunk_activations(model, seconds=size * POSITION_S)
                 chunked = convolution(positions), feed_forward(hidden), projection(features)
                 for one, other in zip(chunked, wholes, strict=True):

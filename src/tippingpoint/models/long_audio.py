@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +38,7 @@ _ACTIVATIONS = ("torch.nn.modules.activation", "transformers.activations")
 def chunk_activations(model: PreTrainedModel, *, seconds: float | None = 30.0) -> PreTrainedModel:
     """Let a speech encoder make its large intermediate results in chunks of time, in place.
 
-    The forward pass still takes the whole audio and returns the whole result; what needs less memory are the
+    The forward pass still takes the whole audio, [batch, samples], and returns the whole result; in chunks run the
     convolutional front end, the feature projection, the positional convolution and the feed-forward layers. What is
     left grows by a few hidden states of [batch, positions, width]. Full attention needs more: see `swap_attention`.
 
@@ -67,7 +67,7 @@ def chunk_activations(model: PreTrainedModel, *, seconds: float | None = 30.0) -
         UnsupportedError: If the model has no such front end.
         InputError: If seconds is neither None nor a positive number.
 
-    Reference: wav2vec 2.0, arXiv:2006.11477, section 2 and appendix B, for the front end; Chan, Golub and LeVeque,
+    Reference: wav2vec 2.0, arXiv:2006.11477, sections 2 and 4.2, for the front end; Chan, Golub and LeVeque,
     Algorithms for Computing the Sample Variance, The American Statistician 37 (1983), for variances of parts.
     """
     number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
@@ -171,9 +171,11 @@ class _Chunked:
 
     def time_axis(self, inputs: Tensor) -> int | None:
         """Return the axis of time; None where it cannot be told."""
+        if inputs.ndim != 3:
+            return None
         convolutions = _convolutions(self.module)
-        if inputs.ndim != 3 or not convolutions:
-            return 1 if inputs.ndim == 3 else None
+        if not convolutions:
+            return 1
         # As many positions as channels are few enough to run as they are.
         axes = [axis for axis in (1, 2) if inputs.shape[3 - axis] == convolutions[0].in_channels]
         return axes[0] if len(axes) == 1 else None
@@ -367,16 +369,18 @@ def _group_norms(front_end: nn.Module) -> dict[nn.GroupNorm, Reach]:
     return found
 
 
-def _others(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield what runs in chunks behind the front end, each module once."""
+def _others(model: nn.Module) -> set[nn.Module]:
+    """Return what runs in chunks behind the front end."""
+    found = set()
     for module in model.modules():
         projection, positions = (getattr(module, name, None) for name in (_PROJECTION, _POSITIONS))
         if isinstance(projection, nn.Module):
-            yield projection
+            found.add(projection)
         if isinstance(positions, nn.Module) and _pads_with_zeros(positions):
-            yield positions
+            found.add(positions)
         if isinstance(getattr(module, _FEED_FORWARD_LAYER, None), nn.Module):
-            yield module
+            found.add(module)
+    return found
 
 
 def _pads_with_zeros(module: nn.Module) -> bool:
