@@ -1,10 +1,7 @@
-"""Sliding-window attention with optional global positions (Longformer, arXiv:2004.05150).
+"""Sliding-window attention with optional global positions (Longformer, arXiv:2004.05150), and the way it takes.
 
-    keys     |--w--|== block ==|--w--|        each block of queries sees its own keys and `window` on each
-    queries        |== block ==|              side; a mask cuts the corners to the exact band
-
-Blocks are gathered as one strided view of the padded keys, and one fused attention call does them all, so
-time and memory are linear in the length.
+One definition and four ways to compute it; which one runs is chosen here, from the device, the dtype and the lengths,
+or by the caller, and can be asked for.
 """
 
 from __future__ import annotations
@@ -13,12 +10,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tippingpoint.attention.local_gathered import gathered_local_attention
+from tippingpoint.attention.local_streamed import streamed_local_attention
 from tippingpoint.attention.validation import check_attention_inputs
 from tippingpoint.errors import InputError
 
-# Queries per block. A block of B queries reads B + 2 * window keys, so a small B wastes little arithmetic and
-# a large one makes longer matrix products; 32 to 128 were within 20 % of one another on the CPUs tried.
-_BLOCK = 64
+WAYS = {
+    "band": "full fused attention under a band mask",
+    "streamed": "blocks one after the other",
+    "gathered": "all blocks in one fused call",
+    "flex": "FlexAttention",
+}
+
+# Below this many positions, calling the streamed products costs more than the arithmetic that they save.
+_SHORT = 128
+# The streamed way is parallel over the heads of one sequence; more threads than most models have heads starve.
+_MANY_THREADS = 12
+_STREAMED_DTYPES = (torch.float32, torch.float64)
+_FLEX_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def local_attention(
@@ -28,9 +37,11 @@ def local_attention(
     *,
     window: int,
     num_global: int = 0,
+    causal: bool = False,
     padding_mask: Tensor | None = None,
     scale: float | None = None,
     dropout: float = 0.0,
+    way: str | None = None,
 ) -> Tensor:
     """Attend to keys at most `window` positions away, exactly.
 
@@ -43,16 +54,19 @@ def local_attention(
         window: One-sided radius in positions; position i sees j with |i - j| <= window (Longformer's
             `attention_window=512` is `window=256`).
         num_global: Leading positions that see, and are seen by, every position.
+        causal: Whether a position sees itself and earlier ones only.
         padding_mask: bool [batch, length], True for real tokens. Rows of padding positions are finite but
             mean nothing.
         scale: Of the scores; 1/sqrt(head_dim) by default.
         dropout: Probability of dropping an attention weight; as in training.
+        way: How to compute it, one of `WAYS`; by default the one that `choose_way` names.
 
     Returns:
         Attended values, [batch, heads, length, head_dim], in the query's dtype.
 
     Raises:
-        InputError: If window < 1, num_global is not in 0..length, or shapes disagree.
+        InputError: If window < 1, num_global is not in 0..length, shapes disagree, or the way is unknown or cannot
+            take these inputs.
 
     Reference: Longformer, arXiv:2004.05150, section 3. Unlike the paper, global positions share the query,
     key and value projections.
@@ -63,30 +77,93 @@ def local_attention(
         raise InputError(f"window must be at least 1, got {window}")
     if not 0 <= num_global <= length:
         raise InputError(f"num_global must be between 0 and the length {length}, got {num_global}")
-
-    options = {"scale": scale, "dropout_p": dropout}
-    block = _BLOCK
-    if length <= block + 2 * window:
-        # One block would see every key: the dense band costs the same and needs no gathering.
+    chosen = choose_way(
+        length,
+        query.device.type,
+        query.dtype,
+        window=window,
+        head_dim=min(query.shape[-1], value.shape[-1]),
+        dropout=dropout,
+    )
+    way = chosen if way is None else _check_way(way, query, dropout)
+    options = {"padding_mask": padding_mask, "scale": scale, "dropout": dropout}
+    if way == "band":
         mask = None
-        if padding_mask is not None or length > window + 1:
-            mask = _dense_mask(length, window, num_global, padding_mask, query.device)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, **options)
+        if padding_mask is not None or length > window + 1 or causal:
+            mask = _dense_mask(length, window, num_global, causal, padding_mask, query.device)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, dropout_p=dropout)
+    options |= {"window": min(window, length), "num_global": num_global, "causal": causal}
+    if way == "flex":
+        # Imported where it is used: it takes a second, and most machines that run this have no GPU.
+        from tippingpoint.attention.local_flex import flex_local_attention
 
-    output = _blockwise(query, key, value, window, block, num_global, padding_mask, options)
-    if num_global:
+        return flex_local_attention(query, key, value, **options)
+    output = (streamed_local_attention if way == "streamed" else gathered_local_attention)(
+        query, key, value, **options
+    )
+    if num_global and not causal:
         everywhere = None if padding_mask is None else _rows_of_globals(padding_mask, num_global)
-        rows = F.scaled_dot_product_attention(query[:, :, :num_global], key, value, attn_mask=everywhere, **options)
+        rows = F.scaled_dot_product_attention(
+            query[:, :, :num_global], key, value, attn_mask=everywhere, scale=scale, dropout_p=dropout
+        )
         output = torch.cat([rows, output[:, :, num_global:]], dim=2)
     return output
 
 
+def choose_way(
+    length: int,
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    window: int,
+    head_dim: int = 64,
+    dropout: float = 0.0,
+) -> str:
+    """Return the fastest of the `WAYS` for inputs of this kind, as measured (benchmarks/attention.py).
+
+    Args:
+        length: Positions.
+        device: Type of the device, such as "cpu" or "cuda".
+        dtype: Of query, key and value.
+        window: One-sided radius.
+        head_dim: Dimensions of a head.
+        dropout: Probability of dropping an attention weight.
+    """
+    if device == "cuda" and dtype in _FLEX_DTYPES and head_dim >= 16 and not dropout:
+        return "flex" if length > 2 * window else "band"
+    if device == "cpu" and dtype in _STREAMED_DTYPES and not torch.compiler.is_compiling():
+        if length <= _SHORT:
+            return "band"
+        if torch.get_num_threads() <= _MANY_THREADS:
+            return "streamed"
+    return "gathered" if length > 64 + 2 * window else "band"
+
+
+def describe_way(length: int, device: str, dtype: str, *, window: int, **options: object) -> str:
+    """Return the chosen way in words; arguments as those of `choose_way`, the dtype by its name."""
+    return WAYS[choose_way(length, device, getattr(torch, dtype), window=window)]
+
+
+def _check_way(way: str, query: Tensor, dropout: float) -> str:
+    if way not in WAYS:
+        raise InputError(f"way must be one of {', '.join(WAYS)}, got {way!r}")
+    if way == "streamed" and (query.device.type != "cpu" or query.dtype not in _STREAMED_DTYPES):
+        raise InputError(
+            f"the streamed way takes float32 and float64 on the CPU, got {query.dtype} on {query.device}"
+        )
+    if way == "flex" and dropout:
+        raise InputError(f"FlexAttention has no dropout; choose the gathered way, or dropout 0 instead of {dropout}")
+    return way
+
+
 def _dense_mask(
-    length: int, window: int, num_global: int, padding_mask: Tensor | None, device: torch.device
+    length: int, window: int, num_global: int, causal: bool, padding_mask: Tensor | None, device: torch.device
 ) -> Tensor:
     position = torch.arange(length, device=device)
     row, column = position[:, None], position[None, :]
     allowed = ((row - column).abs() <= window) | (row < num_global) | (column < num_global)
+    if causal:
+        allowed = allowed & (column <= row)
     if padding_mask is None:
         return allowed
     return (allowed & padding_mask[:, None, None, :]) | (row == column)
@@ -96,61 +173,3 @@ def _rows_of_globals(padding_mask: Tensor, num_global: int) -> Tensor:
     """Where global rows may look, [batch, 1, num_global, length]: every real position, and themselves."""
     position = torch.arange(padding_mask.shape[1], device=padding_mask.device)
     return padding_mask[:, None, None, :] | (position[:num_global, None] == position[None, :])
-
-
-def _blockwise(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    window: int,
-    block: int,
-    num_global: int,
-    padding_mask: Tensor | None,
-    options: dict,
-) -> Tensor:
-    batch, heads, length, head_dim = query.shape
-    blocks = -(-length // block)
-    span = block + 2 * window
-    extra = blocks * block - length
-
-    # [batch * heads, blocks, rows, head_dim]: the blocks take the place of heads in the fused call.
-    queries = F.pad(query, (0, 0, 0, extra)).reshape(batch * heads, blocks, block, head_dim)
-    keys = _overlapping(key, window, extra, block, span)
-    values = _overlapping(value, window, extra, block, span)
-
-    device = query.device
-    row = torch.arange(blocks * block, device=device).view(blocks, block, 1)
-    column = torch.arange(blocks, device=device).view(blocks, 1, 1) * block - window
-    column = column + torch.arange(span, device=device)
-    # [blocks, block, span]; global columns are attached once, below, and not a second time inside the band
-    allowed = ((row - column).abs() <= window) & (column >= num_global) & (column < length)
-    own = row == column
-    if num_global:
-        shared = (batch * heads, blocks, num_global)
-        keys = torch.cat([_for_every_block(key[:, :, :num_global], shared), keys], dim=2)
-        values = torch.cat([_for_every_block(value[:, :, :num_global], shared), values], dim=2)
-        allowed = F.pad(allowed, (num_global, 0), value=True)
-        own = F.pad(own, (num_global, 0))
-    if padding_mask is None:
-        mask = (allowed | own)[None]
-    else:
-        real = F.pad(padding_mask, (window, window + extra)).unfold(1, span, block)[:, :, None, :]
-        if num_global:
-            real_globals = padding_mask[:, None, None, :num_global].expand(-1, blocks, -1, -1)
-            real = torch.cat([real_globals, real], dim=-1)
-        mask = (allowed & real) | own
-        mask = mask.repeat_interleave(heads, dim=0)
-    output = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, **options)
-    return output.reshape(batch, heads, blocks * block, value.shape[-1])[:, :, :length]
-
-
-def _overlapping(tensor: Tensor, window: int, extra: int, block: int, span: int) -> Tensor:
-    """View [batch, heads, length, head_dim] as overlapping blocks, [batch * heads, blocks, span, head_dim]."""
-    padded = F.pad(tensor, (0, 0, window, window + extra))
-    return padded.flatten(0, 1).unfold(1, span, block).transpose(-1, -2)
-
-
-def _for_every_block(tensor: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Repeat the global positions for every block, [batch * heads, blocks, num_global, head_dim]."""
-    rows, blocks, num_global = shape
-    return tensor.reshape(rows, 1, num_global, -1).expand(-1, blocks, -1, -1)

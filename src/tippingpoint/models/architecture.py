@@ -64,6 +64,7 @@ class Architecture:
         flops: Closed form of its forward pass at the real length: (configuration, batch size, length, what
             self-attention asks for) to FLOPs of the batch; None where there is none.
         needs_float32: Why inference cannot run in a lower precision, where it cannot.
+        trains_in_float32: Why training cannot.
         notes: What the reader of its numbers should know.
     """
 
@@ -87,6 +88,7 @@ class Architecture:
     front_end_values: Callable[[float], int] = lambda length: 0
     flops: Callable[[Mapping[str, Any], int, float, AttentionFlops], ForwardFlops] | None = None
     needs_float32: str = ""
+    trains_in_float32: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -102,6 +104,10 @@ class Architecture:
     def layers(self, size: str) -> int | None:
         """Return the depth of a size; None where the architecture is no plain stack of equal layers."""
         return None if self.stages else self.sizes[size][self.keys["layers"]]
+
+    def why_float32(self, phase: str) -> str:
+        """Return why a phase cannot run in a lower precision; empty where it can."""
+        return self.trains_in_float32 if phase == "training" else self.needs_float32
 
     def shape(self, config: Mapping[str, Any]) -> Shape:
         """Return depth and width of a configuration; of its longest stage, with the depth of all, if staged."""
@@ -130,7 +136,7 @@ class Architecture:
         changes = {} if layers is None else {"layers": layers}
         if width is not None:
             shape = self.shape(config)
-            head = shape.head_dim
+            head = shape.head_dim if "heads" in self.keys else 1
             if width % head:
                 nearest = max(head, round(width / head) * head)
                 raise InputError(
@@ -261,8 +267,8 @@ class AttentionVariant:
             every pair (exact variants), or where pairs do not tell the cost (approximations).
         flops: (positions, heads, dimensions of a head) and options to the FLOPs that its definition asks for in one
             layer, for one sequence; where pairs do not tell them.
-        path: "module:function" of (length, device type) and options to the way that `function` takes there, in
-            words; None where there is one way only.
+        path: "module:function" of (length, device type, name of the dtype) and options to the way that `function`
+            takes there, in words; None where there is one way only.
         library_name: The library's name of the implementation, where it is the library's own.
     """
 

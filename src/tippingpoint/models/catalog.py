@@ -68,6 +68,7 @@ VARIANTS: Mapping[str, AttentionVariant] = Table(
         function="tippingpoint.attention.local:local_attention",
         oracle="tippingpoint.attention.reference:local_attention",
         pairs=local_pairs,
+        path="tippingpoint.attention.local:describe_way",
     ),
 )
 

@@ -105,7 +105,7 @@ def _way(variant: Variant, workload: Workload, subject: LiveSubject) -> str:
         return ""
     positions = subject.architecture.positions(workload.length)
     kind = workload.device.partition(":")[0]
-    return f", {load_function(row.path)(positions, kind, **dict(without_layers(variant).options))}"
+    return f", {load_function(row.path)(positions, kind, workload.dtype, **dict(without_layers(variant).options))}"
 
 
 _FUSED = re.compile(r"\w*(?:flash|fmha|sdpa|attention)\w*", re.IGNORECASE)
