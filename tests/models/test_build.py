@@ -238,8 +238,8 @@ def test_inference_in_a_lower_precision_has_weights_of_it_and_training_has_not()
 @every_phase
 def test_every_architecture_runs_in_bfloat16_or_says_why_not(name, phase):
     workload = tiny(name, phase, dtype="bfloat16")
-    if ARCHITECTURES[name].needs_float32 and phase == "inference":
-        with pytest.raises(UnsupportedError, match=f"{name} runs inference in float32 only .*, got bfloat16"):
+    if ARCHITECTURES[name].why_float32(phase):
+        with pytest.raises(UnsupportedError, match=f"{name} runs {phase} in float32 only .*, got bfloat16"):
             build(workload)
     else:
         build(workload).call(workload)()

@@ -441,7 +441,7 @@ LOWER = [
     (row, phase)
     for row in ARCHITECTURES.values()
     for phase in ("inference", "training")
-    if not (row.needs_float32 and phase == "inference")
+    if not row.why_float32(phase)
 ]
 
 

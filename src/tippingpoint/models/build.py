@@ -134,10 +134,9 @@ def make_config(workload: Workload) -> transformers.PretrainedConfig:
     subject = check_subject(workload.subject)
     row = architecture_of(subject)
     row.check_length(workload.length)
-    if row.needs_float32 and workload.phase == "inference" and workload.dtype != "float32":
-        raise UnsupportedError(
-            f"{row.name} runs inference in float32 only ({row.needs_float32}), got {workload.dtype}"
-        )
+    reason = row.why_float32(workload.phase)
+    if reason and workload.dtype != "float32":
+        raise UnsupportedError(f"{row.name} runs {workload.phase} in float32 only ({reason}), got {workload.dtype}")
     values = dict(row.sizes[workload.size])
     config_class = getattr(transformers, row.config_class)
     values |= row.reshape(config_class(**values).to_dict(), workload.layers, workload.width)

@@ -47,9 +47,10 @@ def plain_shape(config: Mapping[str, Any], keys: Mapping[str, str] = KEYS) -> Sh
     Args:
         config: Of the model.
         keys: What the configuration calls each attribute of a shape; with "ratio" in place of "wide", where it
-            has the ratio of the inner size to the width.
+            has the ratio of the inner size to the width, and without "heads", where there is no attention: the
+            whole width is one head then.
     """
-    values = {name: config[key] for name, key in keys.items()}
+    values = {"heads": 1} | {name: config[key] for name, key in keys.items()}
     if "ratio" in values:
         values["wide"] = int(values.pop("ratio") * values["width"])
     return Shape(**values)

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import (
     sdpa_backward_flop_count,
     sdpa_flop_count,
 )
+from torch.utils.module_tracker import ModuleTracker
 
 from tippingpoint.measurement import Flops
 from tippingpoint.profiling.traffic import accessed_bytes
@@ -76,6 +77,16 @@ _COSTLY = re.compile(
 _CHEAP = ("scaled_dot_product_attention_math", "_efficientzerotensor")
 
 
+class _WholeCall(ModuleTracker):
+    """Tells no modules apart: what follows them asks each for a gradient that reversible layers have not."""
+
+    def __enter__(self) -> _WholeCall:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        pass
+
+
 class _Operators(TorchDispatchMode):
     """Counts the operators that reach the backend, and the bytes they read and write."""
 
@@ -107,6 +118,7 @@ def count_flops(call: Callable[[], object]) -> tuple[Flops, Counter[str]]:
         Executed FLOPs with the bytes accessed, and how often each operator ran, by name.
     """
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    counter.mod_tracker = _WholeCall()
     operators = _Operators()
     # The later mode is the outer one: the counter decomposes first, and the list sees what is left.
     with operators, counter:
