@@ -1,6 +1,7 @@
 """Algorithmic FLOPs as a function of the catalogue alone; what is executed stands in profiling/test_flops.py."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -52,6 +53,28 @@ def test_pairs_of_local_attention_are_the_entries_of_its_dense_mask(length, wind
     assert (pairs == length**2) == (window >= length - num_global - 1)
 
 
+def bias_network(side: float, phase: str) -> int:
+    """Two stages of one layer, of 2 and 4 heads; the first product's input is a constant and has no gradient."""
+    total = 0
+    for grid, heads in ((side // 4, 2), (side // 8, 4)):
+        offsets = (2 * int(min(8, grid)) - 1) ** 2
+        first, second = 2 * offsets * 2 * 512, 2 * offsets * 512 * heads
+        total += 2 * first + 3 * second if phase == "training" else first + second
+    return total
+
+
+def distances(length: float, phase: str) -> int:
+    """Three blocks of one layer: distances between all positions, and of each half from the whole before it."""
+    half = -(-int(length) // 2)
+    quarter = -(-half // 2)
+    count = 2 * int(length) - 1 + 2 * half + int(length) - 2 + 2 * quarter + half - 2
+    return count * 2 * 64 * 64 * (2 if phase == "training" else 1)
+
+
+# Swin's network of position biases, and Funnel's projection of distances.
+ONCE: dict[str, Callable[[float, str], int]] = {"swinv2": bias_network, "funnel": distances}
+
+
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("subject", SUBJECTS)
 @given(length=st.floats(0.025, 3000), longer=st.floats(1, 1.5), batch=st.integers(1, 5))
@@ -66,20 +89,18 @@ def test_more_is_asked_for_longer_inputs_and_for_each_sequence_the_same(subject,
         assert short < long
     else:
         assert short <= long
-    # But for the network of Swin's position biases, which runs once for the batch.
-    once = batch - 1 if subject == "swinv2" else 0
+    # But for what runs once for the batch.
+    once = ONCE[subject](first, phase) if subject in ONCE else 0
     several = asked(subject, first, phase=phase, size="tiny", batch_size=batch)
-    assert several == batch * short - once * bias_network(first, phase)
+    assert several == batch * short - (batch - 1) * once
 
 
-def bias_network(side: float, phase: str) -> int:
-    """Two stages of one layer, of 2 and 4 heads; the first product's input is a constant and has no gradient."""
-    total = 0
-    for grid, heads in ((side // 4, 2), (side // 8, 4)):
-        offsets = (2 * int(min(8, grid)) - 1) ** 2
-        first, second = 2 * offsets * 2 * 512, 2 * offsets * 512 * heads
-        total += 2 * first + 3 * second if phase == "training" else first + second
-    return total
+def hashing(length: float) -> int:
+    """One layer, 4 rounds; half of the buckets are directions. They are a power of two, up to two for a chunk."""
+    buckets = 1
+    while 2 * buckets <= 2 * -(-length // 64):
+        buckets *= 2
+    return 4 * 2 * int(length) * 64 * buckets // 2
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
@@ -91,7 +112,10 @@ def test_training_is_three_forward_passes_less_the_gradients_that_nobody_needs(s
     inference, training = (asked(subject, length, phase=phase, size="tiny") for phase in ("inference", "training"))
     pooler = 2 * 64 * 64
     needless = {
-        "bert": 2 * pooler,
+        **dict.fromkeys(("bert", "roberta", "big_bird", "fnet"), 2 * pooler),
+        **dict.fromkeys(("modernbert", "bart", "t5", "led", "longt5", "yoso"), 0),
+        "reformer": 2 * hashing(length),
+        "funnel": distances(length, "inference"),
         "longformer": 2 * pooler,
         "nystromformer": 0,
         "hubert": 2 * ((round(length * 16_000) - 10) // 5 + 1) * 10 * 32,
@@ -146,7 +170,7 @@ def test_what_has_no_closed_form_has_no_algorithmic_flops(monkeypatch):
 def test_every_architecture_and_exact_variant_of_the_catalogue_has_a_closed_form():
     for row in ARCHITECTURES.values():
         assert asked(row.name, row.nearest_legal(64), size="tiny")
-        for name in () if row.efficient_attention else VARIANTS:
+        for name in VARIANTS if row.takes_variants else ():
             assert asked(str(check_subject(Subject.parse(f"{row.name}@{name}"))), row.nearest_legal(64))
 
 
