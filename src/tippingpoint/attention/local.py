@@ -6,6 +6,8 @@ or by the caller, and can be asked for.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,8 +24,8 @@ WAYS = {
     "flex": "FlexAttention",
 }
 
-# Below this many positions, calling the streamed products costs more than the arithmetic that they save.
-_SHORT = 128
+# With no more than this many positions beyond the window, the arithmetic saved is less than what blocks cost.
+_BEYOND = 128
 # The streamed way is parallel over the heads of one sequence; more threads than most models have heads starve.
 _MANY_THREADS = 12
 _STREAMED_DTYPES = (torch.float32, torch.float64)
@@ -90,7 +92,10 @@ def local_attention(
     if way == "band":
         mask = None
         if padding_mask is not None or length > window + 1 or causal:
-            mask = _dense_mask(length, window, num_global, causal, padding_mask, query.device)
+            mask = _dense_mask(length, window, num_global, causal, str(query.device))
+        if mask is not None and padding_mask is not None:
+            own = torch.eye(length, dtype=torch.bool, device=query.device)
+            mask = (mask & padding_mask[:, None, None, :]) | own
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, dropout_p=dropout)
     options |= {"window": min(window, length), "num_global": num_global, "causal": causal}
     if way == "flex":
@@ -131,12 +136,10 @@ def choose_way(
     """
     if device == "cuda" and dtype in _FLEX_DTYPES and head_dim >= 16 and not dropout:
         return "flex" if length > 2 * window else "band"
-    if device == "cpu" and dtype in _STREAMED_DTYPES and not torch.compiler.is_compiling():
-        if length <= _SHORT:
-            return "band"
-        if torch.get_num_threads() <= _MANY_THREADS:
-            return "streamed"
-    return "gathered" if length > 64 + 2 * window else "band"
+    if length <= 2 * window + _BEYOND:
+        return "band"
+    streamed = device == "cpu" and dtype in _STREAMED_DTYPES and torch.get_num_threads() <= _MANY_THREADS
+    return "streamed" if streamed and not torch.compiler.is_compiling() else "gathered"
 
 
 def describe_way(length: int, device: str, dtype: str, *, window: int, **options: object) -> str:
@@ -156,17 +159,14 @@ def _check_way(way: str, query: Tensor, dropout: float) -> str:
     return way
 
 
-def _dense_mask(
-    length: int, window: int, num_global: int, causal: bool, padding_mask: Tensor | None, device: torch.device
-) -> Tensor:
-    position = torch.arange(length, device=device)
-    row, column = position[:, None], position[None, :]
-    allowed = ((row - column).abs() <= window) | (row < num_global) | (column < num_global)
-    if causal:
-        allowed = allowed & (column <= row)
-    if padding_mask is None:
-        return allowed
-    return (allowed & padding_mask[:, None, None, :]) | (row == column)
+@functools.lru_cache(maxsize=8)
+def _dense_mask(length: int, window: int, num_global: int, causal: bool, device: str) -> Tensor:
+    """Return where unpadded inputs may look, [length, length]; shared by layers: to make it is a fifth of a call."""
+    with torch.inference_mode(False):  # it may be used in training later
+        position = torch.arange(length, device=device)
+        row, column = position[:, None], position[None, :]
+        allowed = ((row - column).abs() <= window) | (row < num_global) | (column < num_global)
+        return allowed & (column <= row) if causal else allowed
 
 
 def _rows_of_globals(padding_mask: Tensor, num_global: int) -> Tensor:

@@ -5,8 +5,8 @@
 
 Nothing is gathered or padded: scores of one block at a time stand in a buffer that stays in the cache, and matrix
 products read query, key and value where they are, in the layout [batch, length, heads, head_dim] of a model. The
-backward pass computes weights again instead of keeping them, so that memory is linear in the length in training too (as
-FlashAttention, arXiv:2205.14135, section 3.1, does for full attention).
+backward pass computes weights again instead of keeping them, so that memory is linear in the length in training too,
+as in FlashAttention (arXiv:2205.14135, section 3.1).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def linear_flops(
     return heads * 4 * linear(positions, head_dim, num_features)
 
 
-def linformer_flops(positions: int, heads: int, head_dim: int, *, rank: int, max_length: int) -> int:
+def linformer_flops(positions: int, heads: int, head_dim: int, *, rank: int, max_length: int = 0) -> int:
     """Return FLOPs of Linformer attention: two projections along the sequence, and attention to `rank` keys.
 
     Projections are cut to the real length, so that `max_length` changes nothing.

@@ -13,7 +13,7 @@ from torch import Tensor
 from tippingpoint.errors import InputError, UnsupportedError
 from tippingpoint.models.architecture import Architecture
 from tippingpoint.models.catalog import architecture_of, check_subject
-from tippingpoint.models.swap import swap_attention
+from tippingpoint.models.swap import swap_attention, with_max_length
 from tippingpoint.units import format_length
 from tippingpoint.workload import Workload
 
@@ -171,7 +171,7 @@ def build(workload: Workload) -> LiveSubject:
     with torch.device(workload.device):
         model = make_model(row, config)
     for variant in subject.variants:
-        swap_attention(model, str(variant))
+        swap_attention(model, str(with_max_length(variant, row.executed_positions(workload.length))))
     if workload.phase == "inference":
         # Without requires_grad_ PyTorch's FLOP counter fails on weight normalisation under inference mode.
         model.to(getattr(torch, workload.dtype)).eval().requires_grad_(False)

@@ -9,6 +9,13 @@ from typing import Any
 from tippingpoint.errors import InputError, UnsupportedError, unknown
 from tippingpoint.models import speech, text, vision
 from tippingpoint.models.architecture import Architecture, AttentionVariant, Option
+from tippingpoint.models.attention_flops import (
+    heads_flops,
+    linear_flops,
+    linformer_flops,
+    nystrom_flops,
+    pooled_flops,
+)
 from tippingpoint.models.flops import AttentionFlops, attend, full_attention, local_pairs
 from tippingpoint.models.layers import OPTION, layers_of, parse_layers
 from tippingpoint.models.plugins import Table
@@ -69,6 +76,89 @@ VARIANTS: Mapping[str, AttentionVariant] = Table(
         oracle="tippingpoint.attention.reference:local_attention",
         pairs=local_pairs,
         path="tippingpoint.attention.local:describe_way",
+    ),
+    AttentionVariant(
+        name="nystrom",
+        title="Nystrom approximation through landmarks",
+        exact=False,
+        paper="arXiv:2102.03902",
+        options={
+            "landmarks": Option(
+                kind=int,
+                minimum=1,
+                default=64,
+                meaning="segments of consecutive positions whose means stand for all",
+            ),
+        },
+        function="tippingpoint.attention.nystrom:nystrom_attention",
+        oracle="tippingpoint.attention.reference:nystrom_attention",
+        flops=nystrom_flops,
+    ),
+    AttentionVariant(
+        name="linear",
+        title="linear attention by feature maps: FAVOR+ of the Performer, or elu+1",
+        exact=False,
+        paper="arXiv:2009.14794",
+        options={
+            "feature_map": Option(
+                kind=str,
+                choices=("favor", "elu"),
+                default="favor",
+                meaning="positive random features of softmax (favor), or elu(x) + 1",
+            ),
+            "num_features": Option(
+                kind=int, minimum=1, default=256, meaning="random features of favor; elu has one for each dimension"
+            ),
+        },
+        function="tippingpoint.attention.linear:linear_attention",
+        oracle="tippingpoint.attention.reference:linear_attention",
+        flops=linear_flops,
+    ),
+    AttentionVariant(
+        name="linformer",
+        title="learned projections of keys and values to a fixed number",
+        exact=False,
+        paper="arXiv:2006.04768",
+        options={
+            "rank": Option(kind=int, minimum=1, default=256, meaning="keys and values after the projection"),
+            "max_length": Option(
+                kind=int,
+                default=0,
+                meaning="longest input in positions, which the weights are for; by default what the model takes",
+                off=0,
+            ),
+        },
+        module="tippingpoint.attention.linformer:LinformerAttention",
+        oracle="tippingpoint.attention.reference:linformer_attention",
+        flops=linformer_flops,
+    ),
+    AttentionVariant(
+        name="pooled",
+        title="keys and values averaged over neighbours",
+        exact=False,
+        paper="arXiv:2102.12122",
+        options={"ratio": Option(kind=int, minimum=1, default=4, meaning="positions averaged into one")},
+        function="tippingpoint.attention.pooled:pooled_attention",
+        oracle="tippingpoint.attention.reference:pooled_attention",
+        flops=pooled_flops,
+    ),
+    AttentionVariant(
+        name="heads",
+        title="some heads pruned; projections stay",
+        exact=False,
+        paper="arXiv:1905.10650",
+        options={
+            "keep": Option(
+                kind=float,
+                minimum=0.01,
+                maximum=1,
+                default=0.5,
+                meaning="share of the heads that attend: the first ones",
+            ),
+        },
+        function="tippingpoint.attention.heads:kept_heads_attention",
+        oracle="tippingpoint.attention.reference:kept_heads_attention",
+        flops=heads_flops,
     ),
 )
 

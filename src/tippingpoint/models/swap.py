@@ -124,7 +124,8 @@ def swap_attention(
             f"layers {own} of {type(model).__name__} attend within a window of their own and cannot take '{spec}'; "
             f"leave them out of layers={list(numbers)}"
         )
-    spec = _with_positions(without_layers(spec), model)
+    limit = getattr(model.config, "max_position_embeddings", None)
+    spec = with_max_length(without_layers(spec), limit if isinstance(limit, int) else None)
     standing = [_standing_in(attention) for attention in attentions]
     for number in set(numbers).difference(own):
         standing[number] = spec
@@ -160,18 +161,26 @@ def _check_layers(layers: Iterable[int], count: int) -> list[int]:
     return numbers
 
 
-def _with_positions(variant: Variant, model: PreTrainedModel) -> Variant:
-    """Write out the greatest length of a variant that learns something for each position."""
-    options = VARIANTS[variant.name].options
-    if "max_length" not in options or "max_length" in dict(variant.options):
+def with_max_length(variant: Variant, positions: int | None) -> Variant:
+    """Write out the longest input of a variant that learns something for each position, if it needs one.
+
+    Args:
+        variant: With its options checked.
+        positions: The longest input, or None if it is not known.
+
+    Raises:
+        InputError: If it needs one, and neither its options nor `positions` say.
+    """
+    options = dict(variant.options)
+    if "max_length" not in VARIANTS[variant.name].options or "max_length" in options:
         return variant
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(limit, int):
+    if positions is None:
         raise InputError(
-            f"'{variant}' learns weights for each position and must know the longest input: "
-            f"{variant.name}:max_length={options['max_length'].expected}; {type(model).__name__} names no limit"
+            f"'{variant}' learns weights for each position and must know the longest input, which the model does not "
+            f"say; add max_length=POSITIONS"
         )
-    return Variant(variant.name, (*variant.options, ("max_length", limit)))
+    # A projection to more than there is would be no projection.
+    return Variant(variant.name, (*variant.options, ("max_length", max(positions, int(options.get("rank", 1))))))
 
 
 def _find_replaceable(model: PreTrainedModel, variant: Variant | None) -> list[nn.Module]:
