@@ -169,4 +169,49 @@ DINOV3 = Architecture(
     ),
 )
 
-ROWS = (VIT, *STAGED, DEIT, DINOV2, CLIP_VISION, DINOV3)
+
+def _beit_inputs(config: Mapping[str, Any], batch_size: int, length: float, generator: Any) -> dict[str, Any]:
+    """Images, and the library's index of position biases made where training can use it.
+
+    The library makes it in the first call of a process for each grid and keeps it; made in inference mode, training
+    in the same process could not save it for the backward pass.
+    """
+    import torch
+    from transformers.models.beit.modeling_beit import BeitRelativePositionBias
+
+    side = int(length) // config["patch_size"]
+    with torch.inference_mode(False):
+        BeitRelativePositionBias.generate_relative_position_index((side, side))
+    return image(config, batch_size, length, generator)
+
+
+BEIT = Architecture(
+    name="beit",
+    title="BEiT",
+    modality="vision",
+    paper="arXiv:2106.08254",
+    config_class="BeitConfig",
+    model_class="BeitModel",
+    # The library's default configuration has no positions at all; the published models have the biases.
+    sizes=_sizes(
+        **DETERMINISTIC,
+        patch_size=16,
+        use_relative_position_bias=True,
+        use_shared_relative_position_bias=False,
+        use_absolute_position_embeddings=False,
+        use_mean_pooling=True,
+        layer_scale_init_value=0.1,
+    ),
+    fit=_image_size,
+    limit=lambda config: None,
+    inputs=_beit_inputs,
+    lengths=_lengths(16, others=1),
+    own_scores="a bias for the relative position of two patches, learned in each layer",
+    flops=_flops(others=1),
+    notes=(
+        "every layer gathers a bias for every pair of positions in each call, from an index that stays on the CPU",
+        "stochastic depth is off in training",
+    ),
+)
+
+ROWS = (VIT, *STAGED, DEIT, DINOV2, CLIP_VISION, DINOV3, BEIT)

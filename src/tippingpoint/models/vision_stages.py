@@ -12,7 +12,7 @@ from typing import Any
 from tippingpoint.models.architecture import Architecture, Lengths
 from tippingpoint.models.flops import AttentionFlops, ForwardFlops, attend, encoder_linears, linear
 from tippingpoint.models.shape import Shape
-from tippingpoint.models.vision_common import image, patches_flops
+from tippingpoint.models.vision_common import DETERMINISTIC, image, patches_flops
 
 _PATCH = 4
 
@@ -141,6 +141,30 @@ def _swin_shape(config: Mapping[str, Any]) -> Shape:
     )
 
 
+_PVT = {
+    **DETERMINISTIC,
+    "num_encoder_blocks": 4,
+    "hidden_sizes": (64, 128, 320, 512),
+    "num_attention_heads": (1, 2, 5, 8),
+    "sr_ratios": (8, 4, 2, 1),
+    "patch_sizes": (7, 3, 3, 3),
+    "strides": (_PATCH, 2, 2, 2),
+}
+_HIERA = {
+    **DETERMINISTIC,
+    "num_heads": (1, 2, 4, 8),
+    "patch_size": (7, 7),
+    "patch_stride": (_PATCH, _PATCH),
+    "masked_unit_size": (8, 8),
+    "masked_unit_attention": (True, True, False, False),
+    "num_query_pool": 3,
+    "query_stride": (2, 2),
+}
+# The published Base and Tiny of Swin and of Swin V2, and one for tests.
+_SWIN_BASE = {**DETERMINISTIC, "embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)}
+_SWIN_SMALL = {**DETERMINISTIC, "embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)}
+_SWIN_TESTED = {**DETERMINISTIC, "embed_dim": 32, "depths": (1, 1), "num_heads": (2, 4)}
+
 SWINV2 = Architecture(
     name="swinv2",
     title="Swin V2",
@@ -148,11 +172,11 @@ SWINV2 = Architecture(
     paper="arXiv:2111.09883",
     config_class="Swinv2Config",
     model_class="Swinv2Model",
-    # The library's default configuration is Swin V2 Tiny; these are the published Base and Tiny.
+    # The library's default configuration is the published Tiny.
     sizes={
-        "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32), "window_size": 8},
-        "small": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24), "window_size": 8},
-        "tiny": {"embed_dim": 32, "depths": (1, 1), "num_heads": (2, 4), "window_size": 8},
+        "base": {**_SWIN_BASE, "window_size": 8},
+        "small": {**_SWIN_SMALL, "window_size": 8},
+        "tiny": {**_SWIN_TESTED, "window_size": 8},
     },
     fit=lambda config, length: {"image_size": int(length)},
     limit=lambda config: None,
@@ -171,7 +195,116 @@ SWINV2 = Architecture(
     notes=(
         "positions are those of its first stage, of 4-pixel patches; ViT's patches are 16 pixels wide",
         "later stages pad their grids to a multiple of the 8-patch window, so cost is a staircase",
+        "stochastic depth is off in training",
     ),
 )
 
-STAGED = (SWINV2,)
+SWIN = Architecture(
+    name="swin",
+    title="Swin",
+    modality="vision",
+    paper="arXiv:2103.14030",
+    config_class="SwinConfig",
+    model_class="SwinModel",
+    sizes={
+        "base": {**_SWIN_BASE, "window_size": 7},
+        "small": {**_SWIN_SMALL, "window_size": 7},
+        "tiny": {**_SWIN_TESTED, "window_size": 7},
+    },
+    fit=lambda config, length: {"image_size": int(length)},
+    limit=lambda config: None,
+    inputs=image,
+    # The library shrinks the window to a grid smaller than it, but not the table of position biases, and raises.
+    lengths=Lengths(
+        positions=_positions,
+        executed=_positions_padded(7),
+        minimum=224,
+        multiple_of=32,
+        reason="the grid of its last stage, of 32-pixel cells, must hold a window of 7 x 7",
+    ),
+    stages=_swin_shape,
+    efficient_attention="shifted windows of 7 x 7 patches over a hierarchy of four stages",
+    keys_seen=lambda config, positions: config["window_size"] ** 2,
+    flops=_swin_flops,
+    notes=(
+        "positions are those of its first stage, of 4-pixel patches; ViT's patches are 16 pixels wide",
+        "stages pad their grids to a multiple of the 7-patch window, unless the side is a multiple of 224 pixels",
+        "stochastic depth is off in training",
+    ),
+)
+
+PVT_V2 = Architecture(
+    name="pvt_v2",
+    title="PVT v2",
+    modality="vision",
+    paper="arXiv:2106.13797",
+    config_class="PvtV2Config",
+    model_class="PvtV2Model",
+    # There is no published Base: B5 is as large as the Base models beside it, and B2 as their Small. The library's
+    # default configuration is B0.
+    sizes={
+        "base": {**_PVT, "depths": (3, 6, 40, 3), "mlp_ratios": (4, 4, 4, 4)},
+        "small": {**_PVT, "depths": (3, 4, 6, 3), "mlp_ratios": (8, 8, 4, 4)},
+        "tiny": {
+            **_PVT,
+            "hidden_sizes": (16, 32, 64, 64),
+            "num_attention_heads": (1, 2, 2, 2),
+            "depths": (1, 1, 1, 1),
+            "mlp_ratios": (8, 8, 4, 4),
+        },
+    },
+    fit=lambda config, length: {"image_size": int(length)},
+    limit=lambda config: None,
+    inputs=image,
+    lengths=Lengths(
+        positions=_positions,
+        minimum=32,
+        multiple_of=32,
+        reason="each of its stages attends to a grid of 32-pixel cells",
+    ),
+    stages=lambda config: Shape(
+        layers=sum(config["depths"]),
+        width=config["hidden_sizes"][0],
+        heads=config["num_attention_heads"][0],
+        wide=config["mlp_ratios"][0] * config["hidden_sizes"][0],
+    ),
+    efficient_attention="spatial reduction: keys and values on a grid of 32-pixel cells, in each of four stages",
+    keys_seen=lambda config, positions: positions // config["sr_ratios"][0] ** 2,
+    flops=_pvt_flops,
+    notes=(
+        "base has the shape of the published B5, small that of B2",
+        "positions are those of its first stage, of 4-pixel patches; ViT's patches are 16 pixels wide",
+    ),
+)
+
+HIERA = Architecture(
+    name="hiera",
+    title="Hiera",
+    modality="vision",
+    paper="arXiv:2306.00989",
+    config_class="HieraConfig",
+    model_class="HieraModel",
+    # The published Base (Base Plus is wider) and Small. Mask units are squares only with all four stages.
+    sizes={
+        "base": {**_HIERA, "embed_dim": 96, "depths": (2, 3, 16, 3)},
+        "small": {**_HIERA, "embed_dim": 96, "depths": (1, 2, 11, 2)},
+        "tiny": {**_HIERA, "embed_dim": 16, "depths": (1, 1, 2, 1)},
+    },
+    fit=lambda config, length: {"image_size": (int(length), int(length))},
+    limit=lambda config: config["image_size"][0],
+    inputs=image,
+    lengths=Lengths(
+        positions=_positions,
+        minimum=32,
+        multiple_of=32,
+        reason="its mask units are 8 x 8 patches of 4 pixels",
+    ),
+    stages=_swin_shape,
+    efficient_attention="within mask units of 8 x 8 patches in two stages, full in the two coarser ones",
+    # The third stage sees all of a grid of 1/16 of the positions, with four times the heads.
+    keys_seen=lambda config, positions: max(prod(config["masked_unit_size"]), positions // 64),
+    flops=_hiera_flops,
+    notes=("positions are those of its first stage, of 4-pixel patches; ViT's patches are 16 pixels wide",),
+)
+
+STAGED = (SWINV2, SWIN, PVT_V2, HIERA)
