@@ -82,7 +82,7 @@ def test_dropout_is_off_in_inference(name):
 
 
 # Published without dropout; what they drop at random besides, whole layers, is off.
-UNDROPPED = ("modernbert", "vit", "deit", "dinov2", "clip_vision_model", "dinov3_vit")
+UNDROPPED = ("modernbert", *(row.name for row in ARCHITECTURES.values() if row.modality == "vision"))
 
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in UNDROPPED])

@@ -122,8 +122,9 @@ def test_training_is_three_forward_passes_less_the_gradients_that_nobody_needs(s
         "vit": 2 * pooler + 2 * int(length // 16) ** 2 * 768 * 64,
         "deit": 2 * pooler + 2 * int(length // 16) ** 2 * 768 * 64,
         "dinov2": 2 * int(length // 14) ** 2 * 3 * 14**2 * 64,
-        "clip_vision_model": 2 * int(length // 16) ** 2 * 768 * 64,
-        "dinov3_vit": 2 * int(length // 16) ** 2 * 768 * 64,
+        **dict.fromkeys(("clip_vision_model", "dinov3_vit", "beit"), 2 * int(length // 16) ** 2 * 768 * 64),
+        "swin": 2 * int(length // 4) ** 2 * 3 * 4**2 * 32,
+        **dict.fromkeys(("pvt_v2", "hiera"), 2 * int(length // 4) ** 2 * 3 * 7**2 * 16),
     }
     if name == "swinv2":
         coordinates = sum((2 * int(min(8, length // patch)) - 1) ** 2 for patch in (4, 8))
