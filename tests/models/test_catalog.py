@@ -245,16 +245,19 @@ def test_another_width_keeps_the_heads_and_the_ratio_of_the_feed_forward_part(na
     length = row.nearest_legal(256)
     config = make_config(Workload(name, length, layers=3, width=1024)).to_dict()
     own = row.shape(make_config(Workload(name, length)).to_dict())
-    heads = 16 if "heads" in row.keys else 1
+    heads = 1024 // own.head_dim if "heads" in row.keys else 1
     assert row.shape(config) == Shape(layers=3, width=1024, heads=heads, wide=own.wide * 1024 // own.width)
 
 
 @pytest.mark.parametrize("name", [name for name in STACKS if "heads" in ARCHITECTURES[name].keys])
 def test_a_width_that_is_no_multiple_of_a_head_names_the_nearest(name):
-    length = ARCHITECTURES[name].nearest_legal(256)
-    with pytest.raises(InputError, match=r"multiple of its heads' 64 dimensions, got 1000; the nearest is 1024"):
+    row = ARCHITECTURES[name]
+    length = row.nearest_legal(256)
+    head = row.shape(make_config(Workload(name, length)).to_dict()).head_dim
+    assert head == (128 if name == "parakeet_encoder" else 64)
+    with pytest.raises(InputError, match=rf"multiple of its heads' {head} dimensions, got 1000; the nearest is 1024"):
         make_config(Workload(name, length, width=1000))
-    with pytest.raises(InputError, match=r"got 10; the nearest is 64"):
+    with pytest.raises(InputError, match=rf"got 10; the nearest is {head}"):
         make_config(Workload(name, length, width=10))
 
 

@@ -71,8 +71,27 @@ def distances(length: float, phase: str) -> int:
     return count * 2 * 64 * 64 * (2 if phase == "training" else 1)
 
 
-# Swin's network of position biases, and Funnel's projection of distances.
-ONCE: dict[str, Callable[[float, str], int]] = {"swinv2": bias_network, "funnel": distances}
+def relative(name: str) -> Callable[[float, str], int]:
+    """Two layers project the encodings of all distances, which are constants."""
+
+    def projections(length: float, phase: str) -> int:
+        count = 2 * ARCHITECTURES[name].positions(length) - 1
+        return 2 * count * 2 * 64 * 64 * (2 if phase == "training" else 1)
+
+    return projections
+
+
+# Swin's network of position biases, and projections of distances.
+ONCE: dict[str, Callable[[float, str], int]] = {
+    "swinv2": bias_network,
+    "funnel": distances,
+    **{name: relative(name) for name in ("wav2vec2-conformer", "parakeet_encoder")},
+}
+
+
+def waveform(length: float) -> int:
+    """The first convolution, for each channel."""
+    return 2 * ((round(length * 16_000) - 10) // 5 + 1) * 10
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -118,7 +137,13 @@ def test_training_is_three_forward_passes_less_the_gradients_that_nobody_needs(s
         "funnel": distances(length, "inference"),
         "longformer": 2 * pooler,
         "nystromformer": 0,
-        "hubert": 2 * ((round(length * 16_000) - 10) // 5 + 1) * 10 * 32,
+        **dict.fromkeys(("hubert", "wav2vec2", "wavlm", "data2vec-audio"), waveform(length) * 32),
+        "sew": waveform(length) * 8,
+        "wav2vec2-conformer": waveform(length) * 32 + relative("wav2vec2-conformer")(length, "inference"),
+        "wav2vec2-bert": 0,
+        "whisper": 2 * (round(length * 16_000) // 160) * 3 * 80 * 64,
+        "parakeet_encoder": 2 * -(-(round(length * 16_000) // 160) // 2) * 40 * 9 * 16
+        + relative("parakeet_encoder")(length, "inference"),
         "vit": 2 * pooler + 2 * int(length // 16) ** 2 * 768 * 64,
         "deit": 2 * pooler + 2 * int(length // 16) ** 2 * 768 * 64,
         "dinov2": 2 * int(length // 14) ** 2 * 3 * 14**2 * 64,
