@@ -7,6 +7,7 @@ or by the caller, and can be asked for.
 from __future__ import annotations
 
 import functools
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -87,12 +88,14 @@ def local_attention(
         head_dim=min(query.shape[-1], value.shape[-1]),
         dropout=dropout,
     )
-    way = chosen if way is None else _check_way(way, query, dropout)
+    way = chosen if way is None else _check_way(way, query, key, value, dropout)
     options = {"padding_mask": padding_mask, "scale": scale, "dropout": dropout}
     if way == "band":
         mask = None
         if padding_mask is not None or length > window + 1 or causal:
-            mask = _dense_mask(length, window, num_global, causal, str(query.device))
+            # A cache has no place in a graph.
+            make = _band_mask if torch.compiler.is_compiling() else _shared_band_mask
+            mask = make(length, window, num_global, causal, str(query.device))
         if mask is not None and padding_mask is not None:
             own = torch.eye(length, dtype=torch.bool, device=query.device)
             mask = (mask & padding_mask[:, None, None, :]) | own
@@ -108,9 +111,11 @@ def local_attention(
     )
     if num_global and not causal:
         everywhere = None if padding_mask is None else _rows_of_globals(padding_mask, num_global)
-        rows = F.scaled_dot_product_attention(
-            query[:, :, :num_global], key, value, attn_mask=everywhere, scale=scale, dropout_p=dropout
-        )
+        # The streamed way keeps its precision under automatic mixed precision; so do these rows of its output.
+        with torch.autocast(query.device.type, enabled=False) if way == "streamed" else nullcontext():
+            rows = F.scaled_dot_product_attention(
+                query[:, :, :num_global], key, value, attn_mask=everywhere, scale=scale, dropout_p=dropout
+            )
         output = torch.cat([rows, output[:, :, num_global:]], dim=2)
     return output
 
@@ -138,8 +143,9 @@ def choose_way(
         return "flex" if length > 2 * window else "band"
     if length <= 2 * window + _BEYOND:
         return "band"
-    streamed = device == "cpu" and dtype in _STREAMED_DTYPES and torch.get_num_threads() <= _MANY_THREADS
-    return "streamed" if streamed and not torch.compiler.is_compiling() else "gathered"
+    if torch.compiler.is_compiling() or device != "cpu" or dtype not in _STREAMED_DTYPES:
+        return "gathered"
+    return "streamed" if torch.get_num_threads() <= _MANY_THREADS else "gathered"
 
 
 def describe_way(length: int, device: str, dtype: str, *, window: int, **options: object) -> str:
@@ -147,7 +153,7 @@ def describe_way(length: int, device: str, dtype: str, *, window: int, **options
     return WAYS[choose_way(length, device, getattr(torch, dtype), window=window)]
 
 
-def _check_way(way: str, query: Tensor, dropout: float) -> str:
+def _check_way(way: str, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> str:
     if way not in WAYS:
         raise InputError(f"way must be one of {', '.join(WAYS)}, got {way!r}")
     if way == "streamed" and (query.device.type != "cpu" or query.dtype not in _STREAMED_DTYPES):
@@ -156,17 +162,25 @@ def _check_way(way: str, query: Tensor, dropout: float) -> str:
         )
     if way == "flex" and dropout:
         raise InputError(f"FlexAttention has no dropout; choose the gathered way, or dropout 0 instead of {dropout}")
+    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    if way == "flex" and query.device.type == "cpu" and learns:
+        raise InputError("FlexAttention has no backward pass on the CPU; choose the streamed or the gathered way")
     return way
 
 
+def _band_mask(length: int, window: int, num_global: int, causal: bool, device: str) -> Tensor:
+    """Return where unpadded inputs may look, [length, length]."""
+    position = torch.arange(length, device=device)
+    row, column = position[:, None], position[None, :]
+    allowed = ((row - column).abs() <= window) | (row < num_global) | (column < num_global)
+    return allowed & (column <= row) if causal else allowed
+
+
 @functools.lru_cache(maxsize=8)
-def _dense_mask(length: int, window: int, num_global: int, causal: bool, device: str) -> Tensor:
-    """Return where unpadded inputs may look, [length, length]; shared by layers: to make it is a fifth of a call."""
+def _shared_band_mask(length: int, window: int, num_global: int, causal: bool, device: str) -> Tensor:
+    """Return the mask that layers share: to make it is a fifth of a call."""
     with torch.inference_mode(False):  # it may be used in training later
-        position = torch.arange(length, device=device)
-        row, column = position[:, None], position[None, :]
-        allowed = ((row - column).abs() <= window) | (row < num_global) | (column < num_global)
-        return allowed & (column <= row) if causal else allowed
+        return _band_mask(length, window, num_global, causal, device)
 
 
 def _rows_of_globals(padding_mask: Tensor, num_global: int) -> Tensor:

@@ -35,11 +35,12 @@ def flex_local_attention(
     Arguments and result as `tippingpoint.attention.local.local_attention`, without dropout, which the kernel lacks.
     """
     assert not dropout, "the choice of a way sees to it"
-    if padding_mask is None:
+    compiling = torch.compiler.is_compiling()
+    if padding_mask is None and not compiling:
         mask = _unpadded_mask(query.shape[2], window, num_global, causal, str(query.device))
     else:
         mask = block_mask(query.shape[2], window, num_global, causal, query.device, padding_mask)
-    attend = flex_attention if torch.compiler.is_compiling() else _compiled()
+    attend = flex_attention if compiling else _compiled()
     return attend(query, key, value, block_mask=mask, scale=scale)
 
 
