@@ -144,6 +144,7 @@ FNET = Architecture(
     lengths=Lengths(positions=tokens),
     keys=_FNET_KEYS,
     efficient_attention="none: a Fourier transform over positions and width in its place",
+    keys_seen=lambda config, positions: 0,
     flops=_fnet_flops,
     needs_float32="the Fourier transforms of PyTorch have no bfloat16",
     trains_in_float32="the Fourier transforms of PyTorch have no bfloat16, and autocast on CUDA hands it to them",
