@@ -118,7 +118,8 @@ def swap_attention(
     spec = resolve(Subject(model_type or "model", (spec,)), modality).variants[0]
     attentions = _find_replaceable(model, spec)
     numbers = layers_of(spec, len(attentions)) if layers is None else _check_layers(layers, len(attentions))
-    own = [number for number in numbers if _window_of(attentions[number]) is not None]
+    full = VARIANTS[spec.name].library_name is not None
+    own = [number for number in numbers if _has_window(attentions[number]) and not full]
     if own and len(numbers) < len(attentions):
         raise UnsupportedError(
             f"layers {own} of {type(model).__name__} attend within a window of their own and cannot take '{spec}'; "
@@ -142,6 +143,11 @@ def variants_of(model: PreTrainedModel) -> tuple[Variant, ...]:
     return tuple(_standing_in(attention) for attention in _find_replaceable(model, None))
 
 
+def windowed_layers(model: PreTrainedModel) -> tuple[int, ...]:
+    """Return the layers of a model's encoder that attend within a window of their own, which no variant replaces."""
+    return tuple(n for n, attention in enumerate(_find_replaceable(model, None)) if _has_window(attention))
+
+
 def _standing_in(attention: nn.Module) -> Variant:
     slot = getattr(attention, _SLOT, None)
     if isinstance(slot, LayerAttention):
@@ -150,8 +156,8 @@ def _standing_in(attention: nn.Module) -> Variant:
     return Variant(config._attn_implementation)
 
 
-def _window_of(attention: nn.Module) -> Any:
-    return getattr(attention, "sliding_window", None)
+def _has_window(attention: nn.Module) -> bool:
+    return getattr(attention, "sliding_window", None) is not None
 
 
 def _check_layers(layers: Iterable[int], count: int) -> list[int]:
@@ -191,12 +197,12 @@ def _find_replaceable(model: PreTrainedModel, variant: Variant | None) -> list[n
     """
     row = ARCHITECTURES.get(getattr(model.config, "model_type", ""))
     everywhere = [module for module in model.modules() if _uses_interface(module)]
-    decoders = _decoders(model)
-    attentions = [module for module in everywhere if not any(module in decoder for decoder in decoders)]
-    biased = sorted({name for module in attentions for name in _in_scores(module)})
+    decoders = set().union(*_decoders(model))
+    attentions = [module for module in everywhere if module not in decoders]
+    biased = sorted({name for module in model.modules() if module not in decoders for name in _in_scores(module)})
     if row and row.efficient_attention:
         reason = f"its attention is {row.efficient_attention}"
-    elif row and row.own_scores:
+    elif row and row.own_scores and (biased or not everywhere):
         reason = f"inside its scores stands {row.own_scores}"
     elif not everywhere:
         reason = "its attention is computed inside its layers, not through the library's attention interface"
@@ -232,13 +238,13 @@ def _decoders(model: PreTrainedModel) -> list[set[nn.Module]]:
     return found
 
 
-def _in_scores(attention: nn.Module) -> list[str]:
-    """Return what an attention adds to its scores by the position, by the names of its parts and arguments."""
+def _in_scores(module: nn.Module) -> list[str]:
+    """Return what adds to scores by the position, by the names of a module's parts and an attention's arguments."""
     names = [
-        *inspect.signature(attention.forward).parameters,
-        *(name for name, _ in attention.named_children()),
-        *(name for name, _ in attention.named_parameters(recurse=False)),
-        *(name for name, _ in attention.named_buffers(recurse=False)),
+        *(inspect.signature(module.forward).parameters if _uses_interface(module) else ()),
+        *(name for name, _ in module.named_children()),
+        *(name for name, _ in module.named_parameters(recurse=False)),
+        *(name for name, _ in module.named_buffers(recurse=False)),
     ]
     # Rotary positions turn queries and keys before any score, though the argument is called relative.
     return [name for name in names if _IN_SCORES.search(name) and name != "relative_position_embeddings"]

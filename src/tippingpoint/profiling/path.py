@@ -13,9 +13,16 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tippingpoint.errors import UnsupportedError
 from tippingpoint.models.build import LiveSubject
-from tippingpoint.models.catalog import VARIANTS
+from tippingpoint.models.catalog import VARIANTS, check_subject
 from tippingpoint.models.layers import layers_of, without_layers
-from tippingpoint.models.swap import LIBRARY_NAME, load_function, variants_of
+from tippingpoint.models.swap import (
+    LIBRARY_NAME,
+    LayerAttention,
+    load_function,
+    variants_of,
+    windowed_layers,
+    with_max_length,
+)
 from tippingpoint.profiling.device import Device
 from tippingpoint.workload import Variant, Workload
 
@@ -24,6 +31,9 @@ _GATE_LENGTH = 301
 _GATE_SHAPE = (2, 3, _GATE_LENGTH, 32)
 # Errors of one rounding of the output, with room for the order of summation: 8 units in the last place.
 _GATE_ROUNDINGS = 8
+
+# What runs in a layer for which nothing is asked.
+_FUSED = Variant("sdpa")
 
 
 @contextmanager
@@ -68,12 +78,11 @@ def describe_path(workload: Workload, subject: LiveSubject, functions: Counter[s
     if architecture.own_scores:
         return f"full, {architecture.own_scores} ({kernel})"
     layers = architecture.shape(subject.config).layers
-    asked = workload.subject.variants or (Variant("sdpa"),)
+    asked = check_subject(workload.subject).variants or (_FUSED,)
     names = {VARIANTS[variant.name].library_name or LIBRARY_NAME for variant in asked}
     wanted = Counter() if names == {"eager"} else Counter({names.pop(): layers})
     standing = variants_of(subject.model)
-    missing = [variant for variant in asked if not _stands(variant, standing)]
-    if functions != wanted or missing:
+    if functions != wanted or not _stand(asked, standing, windowed_layers(subject.model)):
         raise UnsupportedError(
             f"{workload.subject} was to run '{'+'.join(map(str, asked))}' in {layers} layers, and what ran was "
             f"{dict(functions) or 'the eager path'} with {_listed(standing)}"
@@ -84,14 +93,19 @@ def describe_path(workload: Workload, subject: LiveSubject, functions: Counter[s
     return f"{' and '.join(ways)} ({kernel})"
 
 
-def _stands(variant: Variant, standing: Sequence[Variant]) -> bool:
-    """Whether a variant stands in the layers that it names; options that the model decides may be written out."""
-    there = [standing[layer] for layer in layers_of(variant, len(standing))]
-    named = [v for v in there if v.name == variant.name]
-    # A layer that attends within a window of its own keeps it.
-    others = [v for v in there if v not in named and VARIANTS[v.name].library_name is None]
-    wanted = set(without_layers(variant).options)
-    return bool(named) and not others and all(wanted <= set(v.options) for v in named)
+def _stand(asked: Sequence[Variant], standing: Sequence[Variant], windowed: Sequence[int]) -> bool:
+    """Whether what stands in each layer is what was asked for; options that the model decides may be written out."""
+    wanted = [_FUSED] * len(standing)
+    for variant in asked:
+        replaced = set(layers_of(variant, len(standing)))
+        if VARIANTS[variant.name].library_name is None:
+            replaced -= set(windowed)
+        for layer in replaced:
+            wanted[layer] = without_layers(variant)
+    return all(
+        own.name == other.name and set(own.options) <= set(other.options)
+        for own, other in zip(wanted, standing, strict=True)
+    )
 
 
 def _listed(standing: Sequence[Variant]) -> str:
@@ -108,7 +122,7 @@ def _way(variant: Variant, workload: Workload, subject: LiveSubject) -> str:
     return f", {load_function(row.path)(positions, kind, workload.dtype, **dict(without_layers(variant).options))}"
 
 
-_FUSED = re.compile(r"\w*(?:flash|fmha|sdpa|attention)\w*", re.IGNORECASE)
+_FUSED_KERNEL = re.compile(r"\w*(?:flash|fmha|sdpa|attention)\w*", re.IGNORECASE)
 
 
 def fused_kernels(call: Callable[[], None], device: Device) -> tuple[str, ...]:
@@ -129,7 +143,7 @@ def fused_kernels(call: Callable[[], None], device: Device) -> tuple[str, ...]:
         match.group()
         for event in seen.events() or ()
         if event.device_type == where
-        for match in [_FUSED.search(event.name)]
+        for match in [_FUSED_KERNEL.search(event.name)]
         if match
     }
     return tuple(sorted(names))
@@ -146,14 +160,18 @@ def check_variants(workload: Workload) -> None:
     query, key, value = (torch.randn(_GATE_SHAPE, generator=generator).to(workload.device, dtype) for _ in range(3))
     padding_mask = torch.ones(_GATE_SHAPE[0], _GATE_LENGTH, dtype=torch.bool, device=workload.device)
     padding_mask[1, _GATE_LENGTH // 2 :] = False
-    for variant in workload.subject.variants:
-        row = VARIANTS[variant.name]
-        if not (row.function and row.oracle):
+    for variant in check_subject(workload.subject).variants:
+        oracle_path = VARIANTS[variant.name].oracle
+        if oracle_path is None:
             continue
-        options: dict[str, Any] = dict(without_layers(variant).options)
+        plain = with_max_length(without_layers(variant), _GATE_LENGTH)
+        layer = LayerAttention(plain).to(workload.device, dtype)
+        # The definition is told what a variant has learned, in place of the options that it was made of.
+        learned = {name.removeprefix("learned."): parameter for name, parameter in layer.named_parameters()}
+        options: dict[str, Any] = learned or dict(plain.options)
         with torch.inference_mode():
-            ours = load_function(row.function)(query, key, value, padding_mask=padding_mask, **options)
-            oracle = load_function(row.oracle)(query, key, value, padding_mask=padding_mask, **options)
+            ours = layer(query, key, value, padding_mask, None, 0.0)
+            oracle = load_function(oracle_path)(query, key, value, padding_mask=padding_mask, **options)
         error = ((ours - oracle).abs() * padding_mask[:, None, :, None]).max().item()
         bound = _GATE_ROUNDINGS * torch.finfo(dtype).eps * value.abs().max().item()
         if not error <= bound:
