@@ -152,7 +152,11 @@ DATA2VEC = Architecture(
     lengths=_LENGTHS,
     front_end_values=lambda length: samples(length) // 5 * 512,
     flops=_data2vec_flops,
-    notes=(DETERMINISTIC_NOTE,),
+    notes=(
+        "the library masks padding before its five convolutions of positions and not between them, so that a part of "
+        "it reaches the last real positions, whatever the attention",
+        DETERMINISTIC_NOTE,
+    ),
 )
 
 _SQUEEZE = 2
