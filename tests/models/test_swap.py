@@ -208,7 +208,7 @@ def own_attention(name: str) -> PreTrainedModel:
         ("Swinv2Model", "its attention is shifted windows of 8 x 8 patches over a hierarchy of four stages"),
         ("LongformerModel", r"its attention is a sliding window of 512 \(radius 256\)"),
         ("NystromformerModel", "its attention is the Nystrom approximation with 64 landmarks"),
-        ("WavLMModel", "its attention is computed inside its layers, not through the library's attention interface"),
+        ("WavLMModel", "inside its scores stands a gated relative position bias"),
         (
             "BigBirdModel",
             "its attention is computed inside its layers, not through the library's attention interface",
