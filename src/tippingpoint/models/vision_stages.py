@@ -22,7 +22,11 @@ def _positions(length: float) -> int:
 
 
 def _positions_padded(window: int) -> Callable[[float], int]:
-    """Positions of the first stage once its side is a multiple of the window."""
+    """Positions of the first stage once its side is a multiple of the window.
+
+    Later stages pad their own grids, and only for the attention of a layer, not for its feed-forward part: no number
+    of positions tells that. The FLOPs that are executed do.
+    """
 
     def executed(length: float) -> int:
         side = int(length) // _PATCH
