@@ -157,29 +157,37 @@ def _favor(
 
 
 def _elu(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None, dropout: float) -> Tensor:
-    batch, _, length, head_dim = key.shape
+    batch, heads, length, head_dim = key.shape
     # Sums over the sequence: float16 could not hold them.
     precise = torch.promote_types(query.dtype, torch.float32)
-    smallest = torch.finfo(precise).tiny
-    outputs = []
-    for part in _parts(key, length * head_dim):
-        keys = _positive(key[part].to(precise))
+    rows = length
+    if key.device.type == "cpu" and not torch.compiler.is_compiling():
+        rows = max(1, _CACHE_BYTES // (batch * heads * head_dim * precise.itemsize))
+
+    summary = value.new_zeros(batch, heads, head_dim, value.shape[-1], dtype=precise)
+    total = key.new_zeros(batch, heads, 1, head_dim, dtype=precise)
+    for first in range(0, length, rows):
+        part = slice(first, first + rows)
+        keys = _positive(key[:, :, part].to(precise))
         if real is not None:
-            keys = keys.masked_fill(~real[part[0], None, :, None], 0)
-        total = keys.sum(dim=-2, keepdim=True)
-        summary = torch.matmul(keys.mT, value[part].to(precise))
-        queries = _positive(query[part].to(precise))
-        weight = (queries * total).sum(dim=-1, keepdim=True).clamp(min=smallest)
+            keys = keys.masked_fill(~real[:, None, part, None], 0)
+        summary = summary + keys.mT @ value[:, :, part].to(precise)
+        total = total + keys.sum(dim=-2, keepdim=True)
+
+    outputs = []
+    for part in query.split(rows, dim=2):
+        queries = _positive(part.to(precise))
+        weight = (queries @ total.mT).clamp(min=torch.finfo(precise).tiny)
         if dropout:
             queries = F.dropout(queries, dropout)
-        outputs.append((torch.matmul(queries, summary) / weight).to(query.dtype))
-    return _joined(outputs, batch)
+        outputs.append((queries @ summary / weight).to(query.dtype))
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
 
 def _positive(tensor: Tensor) -> Tensor:
-    """Return elu(x) + 1, without rounding exp(x) away beside the 1."""
-    # What is changed in place here, no gradient needs.
-    return F.threshold(tensor, 0, 0).add_(tensor.clamp(max=0).exp_())
+    """Return elu(x) + 1, without rounding exp(x) away beside the 1: the larger one of x + 1 and exp(min(x, 0))."""
+    # What is changed in place here, no gradient needs otherwise.
+    return torch.maximum(tensor.clamp_max(0).exp_(), tensor + 1)
 
 
 def _parts(tensor: Tensor, numbers: int) -> Iterator[tuple[slice, slice]]:
