@@ -177,7 +177,7 @@ def _elu(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None, dropout
     outputs = []
     for part in query.split(rows, dim=2):
         queries = _positive(part.to(precise))
-        weight = (queries @ total.mT).clamp(min=torch.finfo(precise).tiny)
+        weight = (queries * total).sum(dim=-1, keepdim=True).clamp(min=torch.finfo(precise).tiny)
         if dropout:
             queries = F.dropout(queries, dropout)
         outputs.append((queries @ summary / weight).to(query.dtype))
