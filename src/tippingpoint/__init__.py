@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from tippingpoint.measurement import Environment, Failure, Measurement
+    from tippingpoint.models.checkpoints import Conversion, convert, load, save
     from tippingpoint.models.swap import swap_attention
     from tippingpoint.profiling.session import profile
     from tippingpoint.store import Store
@@ -53,6 +54,7 @@ _HOMES = {
         "UnsupportedError",
     ),
     "measurement": ("Environment", "Failure", "Measurement"),
+    "models.checkpoints": ("Conversion", "convert", "load", "save"),
     "models.swap": ("swap_attention",),
     "profiling.session": ("profile",),
     "store": ("Store",),
@@ -68,6 +70,7 @@ __all__ = [
     "BatchMap",
     "Comparison",
     "Constraint",
+    "Conversion",
     "DataError",
     "Environment",
     "Failure",
@@ -89,13 +92,16 @@ __all__ = [
     "__version__",
     "batch_map",
     "compare",
+    "convert",
     "find_tipping_point",
+    "load",
     "local_attention",
     "predict",
     "profile",
     "read_lengths",
     "recommend",
     "run_study",
+    "save",
     "swap_attention",
 ]
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import typer.main
 from PIL import Image
+from transformers import HubertConfig, HubertModel
 from typer.core import TyperGroup
 
 from synthetic import measurement
@@ -42,7 +43,7 @@ def python(*arguments: str, cwd: Path | None = None, **options: Any) -> subproce
 
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder such as the examples speak of: README.md, docs, results of two runs, and those of what is measured."""
+    """A folder such as the examples speak of: README.md, docs, a checkpoint, results of two runs and of more."""
     folder = tmp_path_factory.mktemp("documents")
     (folder / "docs").mkdir()
     (folder / "README.md").write_text("one two three four " * 40)
@@ -58,6 +59,9 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
                         measurement("longformer", length, 0.02 * length, session=session),
                     ]
                 )
+    shape = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    config = HubertConfig.from_dict({**shape, "conv_dim": [16] * 7, "num_conv_pos_embeddings": 16})
+    HubertModel(config).save_pretrained(folder / "my_hubert")
     return folder
 
 

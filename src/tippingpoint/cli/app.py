@@ -7,7 +7,19 @@ from typing import Annotated
 import typer
 
 from tippingpoint import __version__
-from tippingpoint.cli import catalog, compare, doctor, find, lengths, predict, profile, recommend, show, study
+from tippingpoint.cli import (
+    catalog,
+    compare,
+    convert,
+    doctor,
+    find,
+    lengths,
+    predict,
+    profile,
+    recommend,
+    show,
+    study,
+)
 
 app = typer.Typer(
     name="tippingpoint",
@@ -48,5 +60,6 @@ for _module, _name in (
     (predict, "predict"),
     (show, "show"),
     (compare, "compare"),
+    (convert, "convert"),
 ):
     app.command(_name)(_module.command)
