@@ -237,6 +237,10 @@ def test_what_a_variant_learned_survives(layers, learned_variant, tmp_path):
     done = convert(source, learned_variant, tmp_path / "out")
     assert done.parameters_after - done.parameters_before == layers * 5 * 50
     assert "(+" in str(done)
+    assert "note: the weights of the variant are random: train the model before it is used" in str(done)
+    convert(source, learned_variant, tmp_path / "same")
+    written = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("out", "same")]
+    assert written[0] == written[1]
     assert "'projected:max_length=50,rank=5' takes at most 50 positions" in str(done)
     model = load(tmp_path / "out")
     with torch.no_grad():

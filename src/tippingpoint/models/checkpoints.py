@@ -45,6 +45,7 @@ from tippingpoint.workload import DTYPES, Subject, Variant, check_choice
 KEY = "tippingpoint"
 _LEARNED = ".tippingpoint.learned."
 _PLAIN = Variant("sdpa")
+SEED = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +203,9 @@ def convert(
     opened = _open(folder)
     model = opened.model
     parameters = model.num_parameters()
-    before, after = _put(model, variants)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)  # what a variant learns begins at random, and the same each time
+        before, after = _put(model, variants)
     save(model, place, source=folder, force=force)
     return Conversion(
         checkpoint=os.fspath(checkpoint),
@@ -216,7 +219,7 @@ def convert(
         companions=companions_of(folder),
         left_out=opened.left_out,
         limits=tuple(_limits(model, after)),
-        notes=tuple(_notes(opened)),
+        notes=tuple(_notes(opened, model.num_parameters() - parameters)),
     )
 
 
@@ -363,7 +366,9 @@ def _positions_in_table(model: PreTrainedModel) -> int | None:
     return None
 
 
-def _notes(opened: Opened) -> Iterator[str]:
+def _notes(opened: Opened, added: int) -> Iterator[str]:
+    if added > 0:
+        yield "the weights of the variant are random: train the model before it is used"
     if opened.left_out:
         first, more = opened.left_out[0], len(opened.left_out) - 1
         yield (
