@@ -17,6 +17,10 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 # Positions of a block; the library's kernels are made for this size.
 BLOCK = 128
 
+# Graphs of one process: dtype, head_dim, padding, causality, training, and lengths and windows once fixed and once
+# symbolic make a few dozen. PyTorch stops at 8.
+_GRAPHS = 256
+
 
 def flex_local_attention(
     query: Tensor,
@@ -47,7 +51,19 @@ def flex_local_attention(
 @functools.cache
 def _compiled() -> Callable[..., Any]:
     # With fullgraph, running out of recompilations is an error; without, it would be dense attention, silently.
-    return torch.compile(flex_attention, fullgraph=True)
+    compiled = torch.compile(flex_attention, fullgraph=True)
+
+    def attend(*args: Any, **options: Any) -> Any:
+        # Set by hand: the library's own context manager takes 40 microseconds, as long as a short attention.
+        config: Any = torch._dynamo.config
+        before = config.recompile_limit
+        config.recompile_limit = max(before, _GRAPHS)
+        try:
+            return compiled(*args, **options)
+        finally:
+            config.recompile_limit = before
+
+    return attend
 
 
 @functools.lru_cache(maxsize=8)
