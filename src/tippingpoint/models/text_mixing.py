@@ -85,7 +85,10 @@ def _reformer_flops(
 
 
 def _reformer_size(layers: int, width: int, heads: int, wide: int, **others: Any) -> dict[str, Any]:
-    """Return a configuration; positions' rows take a quarter of the width and their columns the rest."""
+    """Return a configuration; positions' rows take a quarter of the width and their columns the rest.
+
+    Hashes are seeded, so that outputs repeat; their cost does not depend on it.
+    """
     return {
         "attn_layers": ("local", "lsh") * (layers // 2),
         "hidden_size": width,
