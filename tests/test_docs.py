@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +49,36 @@ def test_readme_python_runs_as_written(tmp_path: Path) -> None:
     (tmp_path / "readme.py").write_text(code)
     done = subprocess.run([sys.executable, "readme.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def told(shown: str, printed: str) -> bool:
+    """Whether a page shows what a command prints; `...` stands for anything, and spaces are as wide as they are."""
+    parts = [r"\s+".join(map(re.escape, part.split())) for part in shown.split("...")]
+    return re.search(r"[\s\S]*?".join(parts), printed) is not None
+
+
+def test_the_page_on_adding_a_variant_runs_as_written_and_shows_what_is_printed(tmp_path: Path) -> None:
+    page = (ROOT / "docs/adding-a-variant.md").read_text()
+    assert page.count("\n") < 60
+    project, site = tmp_path / "project", tmp_path / "site"
+    project.mkdir()
+    for name, code in re.findall(r"```\w+ (\S+)\n(.*?)```", page, flags=re.DOTALL):
+        (project / name).write_text(code)
+        # Tests of the package stand beside it.
+        assert code == (ROOT / "tests/plugin_package" / name).read_text()
+    (console,) = re.findall(r"```console\n(.*?)```", page, flags=re.DOTALL)
+    # The same commands with nothing fetched, a folder of their own to install into, and no time for good numbers.
+    offline = f"--no-deps --no-index --no-build-isolation --disable-pip-version-check --quiet --target {site}"
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    for command, shown in re.findall(r"^\$ (.*)\n((?:[^$].*\n)*)", console, flags=re.MULTILINE):
+        words = shlex.split(command.replace("pip install", f"pip install {offline}"))
+        words += ["--budget", "0.5s", "--target", "50%"] if words[1] == "profile" else []
+        done = subprocess.run(
+            [sys.executable, "-m", *words], cwd=project, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert told(shown, done.stdout), done.stdout
+        assert not told(shown + "not printed", done.stdout)
 
 
 def test_the_glossary_explains_every_verdict_and_failure() -> None:
