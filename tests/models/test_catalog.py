@@ -316,8 +316,15 @@ def test_counting_parameters_without_building_gives_those_of_the_built_model(row
     assert count_parameters(workload) == build(workload).parameters
 
 
-def test_a_variant_adds_no_parameters_and_a_longer_text_adds_a_row_for_each_position():
-    assert count_parameters(Workload("bert@local", 512)) == count_parameters(Workload("bert", 512))
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_adds_the_parameters_that_it_learns(name):
+    plain, workload = (Workload(subject, 40, size="tiny") for subject in ("bert", f"bert@{name}"))
+    # Of Linformer: keys and values are projected from 256 positions to 256, in 2 layers.
+    learned = 2 * 2 * 256 * 256 if name == "linformer" else 0
+    assert count_parameters(workload) == count_parameters(plain) + learned == build(workload).parameters
+
+
+def test_a_longer_text_adds_a_row_for_each_position():
     assert count_parameters(Workload("bert", 1000)) - count_parameters(Workload("bert", 512)) == 488 * D
 
 
@@ -376,6 +383,14 @@ def test_variants_that_do_not_compose_are_refused_together():
         ("bert@local", "bert@local:window=128"),
         ("bert@local:window=7,num_global=0", "bert@local:window=7"),
         ("bert@local:window=7,num_global=2", "bert@local:num_global=2,window=7"),
+        ("bert@local:window=7,causal=false", "bert@local:window=7"),
+        ("bert@heads:keep=1", "bert@heads:keep=1.0"),
+        ("bert@linear", "bert@linear:feature_map=favor,num_features=256"),
+        ("bert@linformer:max_length=0", "bert@linformer:rank=256"),
+        (
+            "bert@pooled:layers=2-3+local:layers=0,window=7",
+            "bert@pooled:layers=2-3,ratio=4+local:layers=0,window=7",
+        ),
     ],
 )
 def test_two_spellings_of_the_same_thing_become_one(written, canonical):
@@ -385,8 +400,9 @@ def test_two_spellings_of_the_same_thing_become_one(written, canonical):
 
 
 def test_defaults_are_those_of_the_modality():
-    local = VARIANTS["local"].options["window"].default
-    for modality, window in local.items():
+    local = VARIANTS["local"].options["window"]
+    for modality, window in (("text", 128), ("speech", 50), ("vision", 128)):
+        assert local.default_for(modality) == window
         assert str(resolve(Subject.parse("x@local"), modality)) == f"x@local:window={window}"
 
 

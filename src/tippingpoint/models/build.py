@@ -157,6 +157,17 @@ def make_model(row: Architecture, config: transformers.PretrainedConfig) -> tran
     return model.get_submodule(row.part) if row.part else model
 
 
+def _make(workload: Workload, config: transformers.PretrainedConfig, device: str) -> transformers.PreTrainedModel:
+    """Return the model of a workload's subject, with its variants in place."""
+    subject = check_subject(workload.subject)
+    row = architecture_of(subject)
+    with torch.device(device):
+        model = make_model(row, config)
+        for variant in subject.variants:
+            swap_attention(model, str(with_max_length(variant, row.executed_positions(workload.length))))
+    return model
+
+
 def build(workload: Workload) -> LiveSubject:
     """Build a workload's subject with seeded random weights on its device.
 
@@ -164,26 +175,18 @@ def build(workload: Workload) -> LiveSubject:
         InputError: If the subject, an option or the length is not legal.
         UnsupportedError: If the architecture cannot take the variant.
     """
-    subject = check_subject(workload.subject)
-    row = architecture_of(subject)
     config = make_config(workload)
     torch.manual_seed(SEED)
-    with torch.device(workload.device):
-        model = make_model(row, config)
-    for variant in subject.variants:
-        swap_attention(model, str(with_max_length(variant, row.executed_positions(workload.length))))
+    model = _make(workload, config, workload.device)
     if workload.phase == "inference":
         # Without requires_grad_ PyTorch's FLOP counter fails on weight normalisation under inference mode.
         model.to(getattr(torch, workload.dtype)).eval().requires_grad_(False)
     else:
         model.train()
-    return LiveSubject(architecture=row, model=model, config=config.to_dict())
+    return LiveSubject(architecture=architecture_of(workload.subject), model=model, config=config.to_dict())
 
 
 def count_parameters(workload: Workload) -> int:
     """Return the number of parameters without allocating them (shared ones once)."""
-    config = make_config(workload)
-    row = architecture_of(workload.subject)
-    with torch.device("meta"):
-        model = make_model(row, config)
+    model = _make(workload, make_config(workload), "meta")
     return sum(parameter.numel() for parameter in model.parameters())
