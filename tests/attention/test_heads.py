@@ -1,28 +1,13 @@
 import pytest
 import torch
-from attention_laws import DTYPES, HEADS, Laws, average_error, full, gap, gradients, inputs
+from attention_inputs import DTYPES, HEADS, average_error, full, gap, gradients, inputs
 
-from tippingpoint.attention import kept_heads_attention, reference
+from tippingpoint.attention import kept_heads_attention
 from tippingpoint.attention.heads import num_kept
+from tippingpoint.errors import InputError
 from tippingpoint.models.attention_flops import heads_flops
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class TestKeptHeads(Laws):
-    attend = staticmethod(kept_heads_attention)
-    oracle = staticmethod(reference.kept_heads_attention)
-    closed_form = staticmethod(heads_flops)
-    options = (
-        {"keep": 0.5},
-        {"keep": 1.0},
-        {"keep": 1e-6},
-    )
-    illegal = (
-        ({"keep": 0}, r"keep must be above 0 and at most 1 \(every head\), got 0"),
-        ({"keep": 1.5}, r"keep must be above 0 and at most 1 \(every head\), got 1.5"),
-        ({"keep": float("nan")}, "keep must be above 0"),
-    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -39,7 +24,7 @@ def test_pruned_heads_give_zero_and_kept_heads_what_they_gave():
 
 
 def test_pruned_heads_get_no_gradient():
-    for grad in gradients(kept_heads_attention, inputs(7), None, keep=0.5):
+    for grad in gradients(lambda *tensors: kept_heads_attention(*tensors, keep=0.5), inputs(7), None):
         assert (grad[:, 0] != 0).any()
         assert (grad[:, 1:] == 0).all()
 
@@ -58,3 +43,14 @@ def test_the_output_does_not_depend_on_pruned_heads():
     for tensor in tensors:
         tensor[:, 1:] = torch.nan
     assert torch.equal(before, kept_heads_attention(*tensors, keep=0.5))
+
+
+@pytest.mark.parametrize("keep", [0, -0.5, 1.5, float("nan")])
+def test_a_share_of_no_head_or_of_more_than_all_is_refused(keep):
+    with pytest.raises(InputError, match=rf"keep must be above 0 and at most 1 \(every head\), got {keep}"):
+        kept_heads_attention(*inputs(5), keep=keep)
+
+
+def test_the_smallest_share_keeps_the_first_head():
+    tensors = inputs(5)
+    assert torch.equal(kept_heads_attention(*tensors, keep=1e-6), kept_heads_attention(*tensors, keep=1 / HEADS))

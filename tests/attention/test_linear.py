@@ -3,48 +3,15 @@ from itertools import pairwise
 
 import pytest
 import torch
-from attention_laws import DTYPES, HEAD_DIM, Laws, average_error, full, gap, inputs
+from attention_inputs import DTYPES, full, gap, inputs
+from variant_cases import make_case, rounding
 
-from tippingpoint.attention import linear, linear_attention, reference
+from tippingpoint.attention import linear, linear_attention
 from tippingpoint.attention.linear import orthogonal_features, random_features
-from tippingpoint.models.attention_flops import linear_flops
+from tippingpoint.errors import InputError
+from tippingpoint.models.catalog import VARIANTS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class TestLinear(Laws):
-    attend = staticmethod(linear_attention)
-    oracle = staticmethod(reference.linear_attention)
-    closed_form = staticmethod(linear_flops)
-    options = (
-        {"num_features": 20},
-        {"feature_map": "elu"},
-        {"num_features": 1},
-        {},
-    )
-    illegal = (
-        ({"feature_map": "elf"}, "unknown feature map 'elf'; expected one of favor, elu. Did you mean 'elu'?"),
-        ({"num_features": 0}, "num_features must be at least 1, got 0"),
-        ({"scale": 0.0}, "scale must be positive: .* got 0.0"),
-        ({"scale": -1.0}, "scale must be positive"),
-    )
-
-    def rounding(self, tensors, mask, **options):
-        query, key, value = tensors
-        if options.get("feature_map") == "elu":
-            # Ratios of sums of positive numbers: no score is rounded.
-            return average_error(0 * query, key, value, stages=2)
-        # Features are to keys, and queries to features, what queries are to keys in full attention; the exponent
-        # of a key has its square besides, and that of a query the logarithm of a sum.
-        root = HEAD_DIM**-0.25
-        num_features = options.get("num_features", 256)
-        features = random_features(num_features, HEAD_DIM, query.dtype, query.device).double().abs()
-        both = torch.cat([query, key]).double().abs() * root
-        size = float((both @ features.mT).max()) + float(both.square().sum(dim=-1).max()) / 2
-        size += math.log(query.shape[2])
-        # `average_error` of these scores, of N keys and then of as many features.
-        as_scores = torch.full((1, 1, max(num_features, query.shape[2]), HEAD_DIM), size**0.5).to(query)
-        return average_error(as_scores / HEAD_DIM**0.25, as_scores, value, stages=3)
 
 
 def error(num_features: int, seed: int, monkeypatch) -> float:
@@ -152,8 +119,27 @@ def test_automatic_mixed_precision_changes_no_elu_sum():
 
 @pytest.mark.parametrize("feature_map", linear.FEATURE_MAPS)
 def test_cutting_heads_into_parts_changes_nothing_but_rounding(feature_map, monkeypatch):
-    tensors = inputs(48)
-    whole = linear_attention(*tensors, feature_map=feature_map)
+    case = make_case(VARIANTS["linear"], inputs(48), {"feature_map": feature_map, "num_features": 256})
+    whole = case.attend()
     monkeypatch.setattr(linear, "_CACHE_BYTES", 1)
-    error = TestLinear().rounding(tensors, None, feature_map=feature_map)
-    assert gap(linear_attention(*tensors, feature_map=feature_map), whole) <= error
+    assert gap(case.attend(), whole) <= rounding(case)
+
+
+def test_by_default_it_is_favor_with_256_features():
+    tensors = inputs(13)
+    spelled_out = linear_attention(*tensors, feature_map="favor", num_features=256)
+    assert torch.equal(linear_attention(*tensors), spelled_out)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"feature_map": "elf"}, "unknown feature map 'elf'; expected one of favor, elu. Did you mean 'elu'?"),
+        ({"num_features": 0}, "num_features must be at least 1, got 0"),
+        ({"scale": 0.0}, "scale must be positive: .* got 0.0"),
+        ({"scale": -1.0}, "scale must be positive"),
+    ],
+)
+def test_illegal_options_are_refused_with_what_is_legal(options, message):
+    with pytest.raises(InputError, match=message):
+        linear_attention(*inputs(5), **options)

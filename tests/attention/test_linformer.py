@@ -1,56 +1,11 @@
 import pytest
 import torch
-from attention_laws import DTYPES, LENGTHS, Laws, average_error, full, gap, inputs, paddings
+from attention_inputs import DTYPES, LENGTHS, average_error, full, gap, inputs, paddings
 
-from tippingpoint.attention import LinformerAttention, linformer_attention, reference
+from tippingpoint.attention import LinformerAttention, linformer_attention
 from tippingpoint.errors import InputError
-from tippingpoint.models.attention_flops import linformer_flops
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-MAX_LENGTH = 100
-
-
-def projections(rank: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(rank)
-    drawn = torch.randn(2, rank, MAX_LENGTH, generator=generator, dtype=torch.float64) / MAX_LENGTH**0.5
-    key_projection, value_projection = drawn.to(dtype).unbind(0)
-    return {"key_projection": key_projection, "value_projection": value_projection}
-
-
-class TestLinformer(Laws):
-    attend = staticmethod(linformer_attention)
-    oracle = staticmethod(reference.linformer_attention)
-    closed_form = staticmethod(linformer_flops)
-    options = (
-        {"rank": 5, "max_length": MAX_LENGTH},
-        {"rank": 17, "max_length": MAX_LENGTH},
-    )
-    # Projections are of positions.
-    shifts = ("right",)
-    illegal = (
-        (
-            {"key_projection": torch.ones(3, 4), "value_projection": torch.ones(3, 4)},
-            "built for at most 4 positions, got 5: .* shorten the input or build it with a larger max_length",
-        ),
-        (
-            {"key_projection": torch.ones(3, 9), "value_projection": torch.ones(4, 9)},
-            r"must both be \[rank, max_length\], got shapes \(3, 9\) and \(4, 9\)",
-        ),
-        ({"key_projection": torch.ones(9), "value_projection": torch.ones(9)}, r"must both be \[rank, max_length\]"),
-    )
-
-    def arguments(self, options, dtype):
-        return projections(options["rank"], dtype)
-
-    def rounding(self, tensors, mask, **options):
-        query, key, value = tensors
-        length = query.shape[2]
-        # What the terms of a mixture add up to, whatever their signs; each of N terms is rounded.
-        weights = [options[name][:, :length].abs() for name in ("key_projection", "value_projection")]
-        keys, values = (weight @ tensor.abs() for weight, tensor in zip(weights, (key, value), strict=True))
-        terms = length if query.dtype in (torch.float32, torch.float64) else 1
-        return (1 + terms) * average_error(query, keys, values, stages=2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -105,3 +60,20 @@ def test_parameters_are_initialised_as_in_the_papers_code():
 def test_an_illegal_rank_is_refused(rank, max_length):
     with pytest.raises(InputError, match=f"rank must be between 1 and max_length {max_length}, got {rank}"):
         LinformerAttention(rank=rank, max_length=max_length)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (
+            ((3, 4), (3, 4)),
+            "built for at most 4 positions, got 5: .* shorten the input or build it with a larger max_length",
+        ),
+        (((3, 9), (4, 9)), r"must both be \[rank, max_length\], got shapes \(3, 9\) and \(4, 9\)"),
+        (((9,), (9,)), r"must both be \[rank, max_length\]"),
+    ],
+)
+def test_projections_that_do_not_fit_are_refused(shapes, message):
+    key_projection, value_projection = map(torch.ones, shapes)
+    with pytest.raises(InputError, match=message):
+        linformer_attention(*inputs(5), key_projection=key_projection, value_projection=value_projection)

@@ -1,52 +1,13 @@
 import pytest
 import torch
-from attention_laws import DTYPES, LENGTHS, Laws, average_error, full, gap, inputs, largest_score, paddings
+from attention_inputs import DTYPES, LENGTHS, average_error, full, gap, inputs, largest_score, paddings
 
 from tippingpoint.attention import nystrom_attention, reference
 from tippingpoint.attention.nystrom import _pseudo_inverse
+from tippingpoint.errors import InputError
 from tippingpoint.models.attention_flops import nystrom_flops
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def inverse_norm(query, key, mask, landmarks: int) -> float:
-    """Return the largest sum of a row of sizes in the landmarks' pseudo-inverses; 1 where attention is exact."""
-    largest = 1.0
-    for sample in range(len(query)):
-        real = torch.ones(query.shape[2], dtype=torch.bool) if mask is None else mask[sample]
-        count = int(real.sum())
-        if count > landmarks:
-            segment = torch.arange(count) * landmarks // count
-            queries, keys = (
-                torch.stack(
-                    [t[sample][:, real].double()[:, segment == j].mean(dim=1) for j in range(landmarks)], dim=1
-                )
-                for t in (query, key)
-            )
-            inverse = reference.iterative_inverse((queries @ keys.mT * query.shape[-1] ** -0.5).softmax(dim=-1))
-            largest = max(largest, float(inverse.abs().sum(dim=-1).max()))
-    return largest
-
-
-class TestNystrom(Laws):
-    attend = staticmethod(nystrom_attention)
-    oracle = staticmethod(reference.nystrom_attention)
-    closed_form = staticmethod(nystrom_flops)
-    options = (
-        {"landmarks": 12},
-        {"landmarks": 4},
-        {"landmarks": 1},
-    )
-    illegal = (
-        ({"landmarks": 0}, "landmarks must be at least 1, got 0"),
-        ({"landmarks": -1}, "landmarks must be at least 1, got -1"),
-    )
-
-    def rounding(self, tensors, mask, **options):
-        # An inverse Z of A passes an error E of A on as Z E Z, and one of what it multiplies as Z times it. The
-        # three softmaxes are three averages.
-        norm = inverse_norm(tensors[0], tensors[1], mask, **options)
-        return average_error(*tensors, stages=3) * norm * (1 + norm)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -142,3 +103,9 @@ def test_its_closed_form_by_hand():
     outer = 4 * 2 * 6 * 3 * 2
     kernel, product = 2 * 2 * 3 * 2, 2 * 2 * 2 * 3
     assert nystrom_flops(6, 1, 3, landmarks=2) == outer + kernel + product + 6 * 4 * 2 * 2**3
+
+
+@pytest.mark.parametrize("landmarks", [0, -1])
+def test_no_landmarks_are_refused(landmarks):
+    with pytest.raises(InputError, match=f"landmarks must be at least 1, got {landmarks}; the paper uses 64"):
+        nystrom_attention(*inputs(5), landmarks=landmarks)

@@ -1,33 +1,12 @@
 import pytest
 import torch
-from attention_laws import DTYPES, LENGTHS, Laws, average_error, full, gap, inputs, paddings
+from attention_inputs import DTYPES, LENGTHS, average_error, full, gap, inputs, paddings
 
-from tippingpoint.attention import pooled_attention, reference
+from tippingpoint.attention import pooled_attention
+from tippingpoint.errors import InputError
 from tippingpoint.models.attention_flops import pooled_flops
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class TestPooled(Laws):
-    attend = staticmethod(pooled_attention)
-    oracle = staticmethod(reference.pooled_attention)
-    closed_form = staticmethod(pooled_flops)
-    options = (
-        {"ratio": 4},
-        {"ratio": 1},
-        {"ratio": 3},
-        {"ratio": 100},
-    )
-    # Pools are of positions: a sequence that begins elsewhere is pooled otherwise.
-    shifts = ("right",)
-    illegal = (
-        ({"ratio": 0}, "ratio must be at least 1, got 0; 1 is full attention"),
-        ({"ratio": -2}, "ratio must be at least 1, got -2"),
-    )
-
-    def rounding(self, tensors, mask, **options):
-        # Keys are rounded once more, as means of the keys, and so are values.
-        return average_error(*tensors, stages=2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -75,3 +54,9 @@ def test_padding_in_front_by_whole_pools_changes_nothing():
 
 def test_its_closed_form_counts_the_last_pool_that_is_cut_short():
     assert pooled_flops(97, 2, 8, ratio=4) == 2 * 4 * 97 * 25 * 8
+
+
+@pytest.mark.parametrize("ratio", [0, -2])
+def test_a_ratio_below_one_is_refused(ratio):
+    with pytest.raises(InputError, match=f"ratio must be at least 1, got {ratio}; 1 is full attention"):
+        pooled_attention(*inputs(5), ratio=ratio)
