@@ -3,10 +3,10 @@
     python benchmarks/attention.py [--lengths 512 4096] [--device cuda --dtype bfloat16] [--json FILE]
 
 Only what stands between the projections is timed, on query, key and value of 12 heads of 64 dimensions as a model
-hands them over. All contenders of a length run in one process, in rounds: each runs once a round, in random order, and
-a ratio is that of two neighbours in a round. "limit" is the time that the multiply-adds of the definition alone would
-take at the rate of a matrix product (2,048 x 2,048) that runs in the same rounds; backward passes count twice the
-forward's. Let nothing else run.
+hands them over. All contenders of a length run in one process, in rounds: each runs once a round, in random order,
+and a ratio is that of two neighbours in a round. "limit" is the time that the multiply-adds of the definition alone
+would take at the rate of a matrix product (2,048 x 2,048) that runs in the same rounds; backward passes count twice
+the forward's. Let nothing else run.
 
 The library's Longformer and Nystromformer run without their projections (these give back what they are handed),
 without global positions and without the Nystromformer's convolution. `local-attention` is measured if it is installed

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from tippingpoint.analysis.prediction import Prediction
     from tippingpoint.analysis.recommend import Constraint, Recommendation
     from tippingpoint.analysis.tipping_point import TippingPoint
+    from tippingpoint.attention.linear import linear_attention
     from tippingpoint.attention.local import local_attention
+    from tippingpoint.attention.nystrom import nystrom_attention
+    from tippingpoint.attention.pooled import pooled_attention
     from tippingpoint.data import LengthData, read_lengths
     from tippingpoint.errors import (
         AnswerError,
@@ -29,7 +32,8 @@ if TYPE_CHECKING:
     )
     from tippingpoint.measurement import Environment, Failure, Measurement
     from tippingpoint.models.checkpoints import Conversion, convert, load, save
-    from tippingpoint.models.swap import swap_attention
+    from tippingpoint.models.long_audio import chunk_activations
+    from tippingpoint.models.swap import swap_attention, variants_of
     from tippingpoint.profiling.session import profile
     from tippingpoint.store import Store
     from tippingpoint.study.predict import predict
@@ -43,7 +47,10 @@ _HOMES = {
     "analysis.prediction": ("Prediction",),
     "analysis.recommend": ("Constraint", "Recommendation"),
     "analysis.tipping_point": ("TippingPoint",),
+    "attention.linear": ("linear_attention",),
     "attention.local": ("local_attention",),
+    "attention.nystrom": ("nystrom_attention",),
+    "attention.pooled": ("pooled_attention",),
     "data": ("LengthData", "read_lengths"),
     "errors": (
         "AnswerError",
@@ -55,7 +62,8 @@ _HOMES = {
     ),
     "measurement": ("Environment", "Failure", "Measurement"),
     "models.checkpoints": ("Conversion", "convert", "load", "save"),
-    "models.swap": ("swap_attention",),
+    "models.long_audio": ("chunk_activations",),
+    "models.swap": ("swap_attention", "variants_of"),
     "profiling.session": ("profile",),
     "store": ("Store",),
     "study.predict": ("predict",),
@@ -91,11 +99,15 @@ __all__ = [
     "Workload",
     "__version__",
     "batch_map",
+    "chunk_activations",
     "compare",
     "convert",
     "find_tipping_point",
+    "linear_attention",
     "load",
     "local_attention",
+    "nystrom_attention",
+    "pooled_attention",
     "predict",
     "profile",
     "read_lengths",
@@ -103,6 +115,7 @@ __all__ = [
     "run_study",
     "save",
     "swap_attention",
+    "variants_of",
 ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 _INTERRUPTED = "interrupted; what was measured before is kept in the store"
@@ -85,4 +86,6 @@ def _log_everything() -> None:
 
 def run() -> None:
     """Run the command line and leave the process."""
+    # Where in the code a warning was made tells its reader nothing.
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     sys.exit(main())

@@ -15,14 +15,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tippingpoint import __version__
 from tippingpoint.errors import DataError, InputError, UnsupportedError
 from tippingpoint.models.catalog import ARCHITECTURES, resolve
 from tippingpoint.models.checkpoint_files import (
@@ -37,14 +35,12 @@ from tippingpoint.models.checkpoint_files import (
 )
 from tippingpoint.models.checkpoint_models import Opened, make_model, quiet_library
 from tippingpoint.models.layers import layers_of
-from tippingpoint.models.swap import LayerAttention, swap_attention, variants_of
+from tippingpoint.models.swap import CONFIG_KEY, LayerAttention, swap_attention, variants_of
 from tippingpoint.units import MODALITIES, format_bytes, format_items, format_length
 from tippingpoint.workload import DTYPES, Subject, Variant, check_choice
 
-# The key of the configuration, and what the names of learned weights have in common.
-KEY = "tippingpoint"
+# What the names of learned weights have in common.
 _LEARNED = ".tippingpoint.learned."
-_PLAIN = Variant("sdpa")
 SEED = 0
 
 
@@ -155,7 +151,6 @@ def save(
     state = model.state_dict()
     learned = sorted(name.split(_LEARNED)[1] for name in state if _LEARNED in name)
     with written_whole(place, _bytes(model)) as temporary, quiet_library():
-        _record(model)
         model.save_pretrained(temporary)
         if folder is not None:
             copy_companions(folder, temporary)
@@ -269,26 +264,15 @@ def _open(folder: Path, dtype: torch.dtype | None = None) -> Opened:
     return opened
 
 
-def _record(model: PreTrainedModel) -> None:
-    """Write into a model's configuration what stands in its layers."""
-    standing = _standing(model)
-    config: Any = model.config
-    if standing is None or set(standing) <= {_PLAIN}:
-        if hasattr(config, KEY):
-            delattr(config, KEY)
-        return
-    setattr(config, KEY, {"attention": [str(variant) for variant in standing], "version": __version__})
-
-
 def _restore(model: PreTrainedModel, learned: Mapping[str, Tensor], folder: Path) -> None:
     """Put into a model what its configuration says stands in it, with what it has learned."""
-    record = getattr(model.config, KEY, None)
+    record = getattr(model.config, CONFIG_KEY, None)
     if record is not None:
         texts = record.get("attention") if isinstance(record, dict) else None
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise DataError(
-                f"{KEY!r} in the config.json in {str(folder)!r} must hold 'attention', a list of one variant for "
-                "each layer; convert the checkpoint again"
+                f"{CONFIG_KEY!r} in the config.json in {str(folder)!r} must hold 'attention', a list of one variant "
+                "for each layer; convert the checkpoint again"
             )
         wanted = [Variant.parse(text) for text in texts]
         standing = variants_of(model)

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, bidirectional_mask_function, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tippingpoint import __version__
 from tippingpoint.attention.full import eager_attention, fused_attention
 from tippingpoint.errors import InputError, UnsupportedError
 from tippingpoint.models.catalog import ARCHITECTURES, VARIANTS, resolve
@@ -28,9 +29,11 @@ from tippingpoint.models.layers import layers_of, without_layers
 from tippingpoint.units import MODALITIES
 from tippingpoint.workload import OptionValue, Subject, Variant
 
-# What the library knows the attention of a swapped model by, and where a layer keeps its own.
+# What the library knows the attention of a swapped model by, where a layer keeps its own, and where the configuration
+# says what stands in each layer, so that it is saved with the model.
 LIBRARY_NAME = "tippingpoint"
 _SLOT = "tippingpoint"
+CONFIG_KEY = "tippingpoint"
 # How a model's attention names what it adds to its scores, and what moves with the distance of two positions.
 _IN_SCORES = re.compile(r"relative|rel_pos|distance_embedding|linear_pos|pos_bias|position_bias|bias_u")
 # The library's own, for layers beside others that run a variant.
@@ -38,9 +41,16 @@ _LIBRARY_FUNCTIONS: dict[str, Callable[..., Tensor]] = {"sdpa": fused_attention,
 
 
 def load_function(path: str) -> Callable[..., Any]:
-    """Return the function that a catalogue row names as "module:function"."""
+    """Return the function that a catalogue row names as "module:function".
+
+    Raises:
+        InputError: If there is no such thing.
+    """
     module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"a row of the catalogue names {path!r}, which cannot be imported: {error}") from error
 
 
 class LayerAttention(nn.Module):
@@ -120,10 +130,11 @@ def swap_attention(
     numbers = layers_of(spec, len(attentions)) if layers is None else _check_layers(layers, len(attentions))
     full = VARIANTS[spec.name].library_name is not None
     own = [number for number in numbers if _has_window(attentions[number]) and not full]
-    if own and len(numbers) < len(attentions):
+    if own and (len(numbers) < len(attentions) or len(own) == len(numbers)):
+        others = [number for number, attention in enumerate(attentions) if not _has_window(attention)]
         raise UnsupportedError(
             f"layers {own} of {type(model).__name__} attend within a window of their own and cannot take '{spec}'; "
-            f"leave them out of layers={list(numbers)}"
+            f"those that can are {others or 'none'}"
         )
     limit = getattr(model.config, "max_position_embeddings", None)
     spec = with_max_length(without_layers(spec), limit if isinstance(limit, int) else None)
@@ -264,6 +275,11 @@ def _install(model: PreTrainedModel, attentions: Sequence[nn.Module], standing: 
         for attention, slot in zip(attentions, slots, strict=True):
             setattr(attention, _SLOT, slot)
     _name_in_config(model, attentions, everywhere or LIBRARY_NAME)
+    config: Any = model.config
+    if everywhere != "sdpa":
+        setattr(config, CONFIG_KEY, {"attention": [str(variant) for variant in standing], "version": __version__})
+    elif hasattr(config, CONFIG_KEY):
+        delattr(config, CONFIG_KEY)
 
 
 def _slot(attention: nn.Module, variant: Variant) -> LayerAttention:

@@ -21,8 +21,8 @@ def architectures_table(rows: Iterable[Architecture]) -> Table:
             lengths += f" from {format_length(row.lengths.minimum, row.unit)}"
         if row.lengths.multiple_of > 1:
             lengths += f", multiples of {row.lengths.multiple_of}"
-        attention = row.efficient_attention or (f"full, {row.own_scores}" if row.own_scores else "full; takes a variant")
-        table.add_row(row.name, row.modality, attention, lengths, row.paper)
+        full = f"full, {row.own_scores}" if row.own_scores else "full; takes a variant"
+        table.add_row(row.name, row.modality, row.efficient_attention or full, lengths, row.paper)
     return table
 
 
