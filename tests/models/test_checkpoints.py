@@ -670,3 +670,12 @@ def test_the_library_is_as_talkative_afterwards_as_before(hubert, tmp_path, capf
     load(tmp_path / "out")
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_library_alone_writes_what_stands_in_a_model_and_what_was_taken_out_stays_out(tmp_path):
+    model = swap_attention(make("HubertModel"), "local", window=3)
+    model.save_pretrained(tmp_path / "local")
+    reopened = load(tmp_path / "local")
+    assert torch.equal(run(reopened, sound()), run(model, sound()))
+    swap_attention(reopened, "sdpa").save_pretrained(tmp_path / "back")
+    assert {str(variant) for variant in variants_of(load(tmp_path / "back"))} == {"sdpa"}
