@@ -68,14 +68,14 @@ def test_a_window_over_everything_changes_nothing_and_a_narrow_one_does(encoder)
 @every_encoder
 def test_swapping_back_restores_the_outputs_bit_for_bit(encoder):
     model = encoder.make()
-    names = list(model.state_dict())
+    names, config = list(model.state_dict()), model.config.to_dict()
     full = run(model, encoder.inputs)
     assert swap_attention(model, "local", window=2) is model
     # Some eager paths of the library have their softmax in float32, whatever the model is in.
     assert close(run(swap_attention(model, "eager"), encoder.inputs), full, SINGLE)
     swap_attention(model, "linformer", max_length=256)
     assert torch.equal(run(swap_attention(model, "sdpa"), encoder.inputs), full)
-    assert list(model.state_dict()) == names
+    assert (list(model.state_dict()), model.config.to_dict()) == (names, config)
     assert {str(variant) for variant in variants_of(model)} == {"sdpa"}
 
 
@@ -462,6 +462,8 @@ def failing(kind: str) -> tuple[PreTrainedModel, dict[str, Any], str]:
     dense = r"'local:window=3' has no dense scores .*asks for attention maps or a causal mask"
     if kind == "causal":
         return Encoder("CLIPTextModel", TEXT, WORDS).make(), {}, dense
+    if kind == "padding as a bias":
+        return Encoder("LayoutLMModel", TEXT, WORDS).make(), {}, takes
     calls: dict[str, tuple[dict[str, Any], str]] = {
         "mask of each query": ({"attention_mask": torch.zeros(2, 40, 40, dtype=torch.float64)}, takes),
         "bias of each head": ({"attention_mask": torch.zeros(2, 2, 40, 40, dtype=torch.float64)}, takes),
@@ -470,14 +472,16 @@ def failing(kind: str) -> tuple[PreTrainedModel, dict[str, Any], str]:
     return bert(), *calls[kind]
 
 
-@pytest.mark.parametrize("kind", ["causal", "mask of each query", "bias of each head", "attention maps"])
+@pytest.mark.parametrize(
+    "kind", ["causal", "padding as a bias", "mask of each query", "bias of each head", "attention maps"]
+)
 def test_a_call_that_fails_leaves_the_model_usable(kind):
     model, asked, message = failing(kind)
     full = run(model, WORDS)
     swap_attention(model, "local", window=3)
     with pytest.raises(UnsupportedError, match=message):
         model(**WORDS, **asked)
-    if kind != "causal":
+    if asked:  # and not of the model itself
         assert not close(run(model, WORDS), full)
     assert torch.equal(run(swap_attention(model, "sdpa"), WORDS), full)
 
