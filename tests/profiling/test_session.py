@@ -78,7 +78,7 @@ def test_every_subject_is_measured_with_its_positions_parameters_flops_and_memor
     [
         ("bert", "sdpa ("),
         ("bert@eager", "eager"),
-        ("bert@local:window=8", "local:window=8 ("),
+        ("bert@local:window=8", "local:window=8, "),
         ("longformer", "a sliding window of 512"),
     ],
 )
