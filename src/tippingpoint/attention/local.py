@@ -162,8 +162,7 @@ def _check_way(way: str, query: Tensor, key: Tensor, value: Tensor, dropout: flo
         )
     if way == "flex" and dropout:
         raise InputError(f"FlexAttention has no dropout; choose the gathered way, or dropout 0 instead of {dropout}")
-    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
-    if way == "flex" and query.device.type == "cpu" and learns:
+    if way == "flex" and query.device.type == "cpu" and any(t.requires_grad for t in (query, key, value)):
         raise InputError("FlexAttention has no backward pass on the CPU; choose the streamed or the gathered way")
     return way
 
