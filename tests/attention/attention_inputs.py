@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 
@@ -64,8 +65,27 @@ def gradients(
         return [torch.zeros_like(leaf) for leaf in (*leaves, *learned)]
     if mask is not None:
         output = output.masked_fill(~mask[:, None, :, None], 0)
-    weights = torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device).view_as(output)
-    return list(torch.autograd.grad((output * weights).sum(), [*leaves, *learned]))
+    return list(torch.autograd.grad((output * loss_weights(output)).sum(), [*leaves, *learned]))
+
+
+def loss_weights(output: Tensor) -> Tensor:
+    """Return what each number of an output counts in the loss."""
+    return torch.linspace(-1, 1, output.numel(), dtype=output.dtype, device=output.device).view_as(output)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most numbers that any operator gave back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                self.numel = max(self.numel, tensor.untyped_storage().nbytes() // tensor.itemsize)
+        return result
 
 
 def largest_score(query: Tensor, key: Tensor, scale: float | None = None) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from attention_inputs import Inputs, average_error, gradients, weighting_error
+from attention_inputs import Inputs, average_error, gradients, loss_weights, weighting_error
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -196,6 +196,28 @@ def gradient_rounding(case: Case) -> float:
     terms = case.query.shape[2] * (case.query.shape[3] + case.value.shape[3])
     size = float(torch.stack([1 + tensor.double().abs().max() for tensor in case.tensors]).prod())
     return terms * size * (4 * torch.finfo(case.query.dtype).eps if case.row.exact else rounding(case))
+
+
+def local_gradients_are_near(case: Case, ours: list[Tensor]) -> bool:
+    """Whether each number of the gradients of local attention is within the rounding of its own terms.
+
+    Weights, what they give back, and scores are as many stages, each off by no more than an average of the values
+    relative to them.
+    """
+    length = case.query.shape[2]
+    mask = reference.local_mask(length, padding_mask=case.padding_mask, **case.options)
+    query, key, value = (tensor.double() for tensor in case.tensors)
+    scores = (query @ key.mT * _factor(case)).masked_fill(~mask, float("-inf"))
+    weights = scores.softmax(dim=-1)
+    coming = loss_weights(case.value).double().abs() * case.real
+    of_weights = coming @ value.abs().mT + (coming * (weights @ value.abs())).sum(dim=-1, keepdim=True)
+    of_scores = weights * of_weights * _factor(case)
+    sizes = (of_scores @ key.abs(), of_scores.mT @ query.abs(), weights.mT @ coming)
+    share = 3 * rounding(case) / float(value.abs().max())
+    return all(
+        bool(((own.double() - other.double()).abs() <= share * size).all())
+        for own, other, size in zip(ours, case.gradients(case.oracle), sizes, strict=True)
+    )
 
 
 def _heads(case: Case) -> float:
