@@ -22,7 +22,8 @@ def fused_attention(
         query: [batch, heads, length, head_dim].
         key: [batch, heads, length, head_dim].
         value: [batch, heads, length, head_dim].
-        mask: True where a query may look at a key; bool [batch, length] (padding) or [batch, 1, length, length].
+        mask: True where a query may look at a key; bool [batch, length] (padding) or [batch, 1, length, length], or
+            what is added to the scores, of that shape.
         scale: Of the scores; 1/sqrt(head_dim) if None.
         dropout: Probability of dropping an attention weight.
 
@@ -47,8 +48,11 @@ def eager_attention(
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
     mask = _broadcastable(mask)
     if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+        scores = (
+            scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
+        )
+    # In float32 at least, as the library does.
+    weights = scores.softmax(dim=-1, dtype=torch.promote_types(query.dtype, torch.float32)).to(query.dtype)
     return F.dropout(weights, p=dropout) @ value
 
 
