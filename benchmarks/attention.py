@@ -294,6 +294,7 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384])
     parser.add_argument("--window", type=int, default=256, help="one-sided radius")
     parser.add_argument("--landmarks", type=int, default=64)
+    parser.add_argument("--phases", nargs="+", default=PHASES, choices=PHASES)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--budget", type=float, default=20.0, help="seconds for each length and phase")
@@ -308,7 +309,7 @@ def main() -> None:
     found: list[Result] = []
     for length in options.lengths:
         way = choose_way(length, device.name, dtype, window=options.window)
-        for phase in PHASES:
+        for phase in options.phases:
             everyone = list(contenders(length, options.window, options.landmarks, options.device, dtype))
             results = measure(device, options.device, length, phase, dtype, everyone, options.budget)
             found += results
