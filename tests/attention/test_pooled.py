@@ -60,3 +60,10 @@ def test_its_closed_form_counts_the_last_pool_that_is_cut_short():
 def test_a_ratio_below_one_is_refused(ratio):
     with pytest.raises(InputError, match=f"ratio must be at least 1, got {ratio}; 1 is full attention"):
         pooled_attention(*inputs(5), ratio=ratio)
+
+
+def test_pools_of_large_numbers_stay_finite_in_float16():
+    query, key, value = inputs(48, dtype=torch.float16)
+    large = torch.full_like(value, 30000)
+    output = pooled_attention(query, key, large, ratio=7, padding_mask=paddings(48)["holes"])
+    assert gap(output, large) <= average_error(query, key, large, stages=2)
