@@ -16,6 +16,7 @@ without global positions and without the Nystromformer's convolution. `local-att
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import random
 import statistics
@@ -216,18 +217,11 @@ def contenders(length: int, window: int, landmarks: int, device: str, dtype: tor
             yield Contender("  Nystromformer's (library)", library, flops, beside=f"{name}:{text}")
 
 
-def measure(
-    device: Device,
-    place: str,
-    length: int,
-    phase: str,
-    dtype: torch.dtype,
-    everyone: list[Contender],
-    budget_s: float,
-) -> list[Result]:
-    """Time all contenders of a length in rounds, then read their peak memory."""
+def calls_of(
+    place: str, length: int, phase: str, dtype: torch.dtype, everyone: list[Contender]
+) -> dict[str, Callable[[], None]]:
+    """Return a call of each contender that has the phase, on inputs that all share."""
     training = phase == PHASES[1]
-    everyone = [contender for contender in everyone if contender.trains or not training]
     query, key, value = (
         torch.randn(1, length, HEADS, HEAD_DIM, device=place, dtype=dtype).transpose(1, 2).requires_grad_(training)
         for _ in range(3)
@@ -241,14 +235,30 @@ def measure(
             with torch.inference_mode():
                 contender.attend(query, key, value)
 
+    return {c.name: partial(call, c) for c in everyone if c.trains or not training}
+
+
+def measure(
+    device: Device,
+    place: str,
+    length: int,
+    phase: str,
+    dtype: torch.dtype,
+    everyone: list[Contender],
+    budget_s: float,
+) -> list[Result]:
+    """Time all contenders of a length in rounds."""
+    calls = calls_of(place, length, phase, dtype, everyone)
+    everyone = [contender for contender in everyone if contender.name in calls]
     square = torch.randn(2048, 2048, device=place, dtype=dtype)
-    calls: dict[str, Callable[[], None]] = {c.name: partial(call, c) for c in everyone}
 
     def product() -> None:
         torch.mm(square, square)
 
     calls[RATE] = product
     once = {name: device.time_block(run, 1)[0] for name, run in calls.items()}  # warms up, and compiles
+    gc.collect()
+    gc.freeze()  # a block begins with a collection, which would look at all libraries each time
     once = {name: min(once[name], device.time_block(run, 1)[0]) for name, run in calls.items()}
     rounds = max(5, min(40, int(budget_s / sum(once.values()))))
     results = {c.name: Result(c.name, length, phase) for c in everyone}
@@ -260,31 +270,37 @@ def measure(
         for contender in everyone:
             result, seconds = results[contender.name], times[contender.name]
             result.seconds.append(seconds)
-            result.limits.append(seconds * rate / (contender.flops * (3 if training else 1)))
+            result.limits.append(seconds * rate / (contender.flops * (3 if phase == PHASES[1] else 1)))
             if contender.beside:
                 result.ratios.append(seconds / times[contender.beside])
-    device.trim()
-    for contender in everyone:
+    return list(results.values())
+
+
+def read_memory(device: Device, calls: dict[str, Callable[[], None]], results: list[Result]) -> None:
+    """Note the peak memory of each call, of which one has run before."""
+    for result in results:
+        calls[result.name]()
+        device.trim()
         device.synchronize()
         device.reset_peak()
         before = device.used_bytes()
-        call(contender)
+        calls[result.name]()
         device.synchronize()
-        results[contender.name].peak_bytes = max(0, device.peak_bytes() - before)
-    return list(results.values())
+        result.peak_bytes = max(0, device.peak_bytes() - before)
 
 
 def table(results: list[Result]) -> Iterator[str]:
     """Yield lines of one length and phase."""
-    yield f"{'':32}{'ms':>9}{'over ours':>18}{'over limit':>12}{'peak MiB':>10}"
+    width = max(len(result.name) for result in results)
+    yield f"{'':{width}}{'ms':>9}{'over ours':>19}{'over limit':>12}"
     for result in results:
         ratio = ""
         if result.ratios:
             low, _, high = statistics.quantiles(result.ratios, n=4)
             ratio = f"{statistics.median(result.ratios):5.2f} ({low:.2f}-{high:.2f})"
         yield (
-            f"{result.name:32}{1e3 * statistics.median(result.seconds):9.2f}{ratio:>18}"
-            f"{statistics.median(result.limits):12.2f}{result.peak_bytes / 2**20:10.1f}"
+            f"{result.name:{width}}{1e3 * statistics.median(result.seconds):9.2f}{ratio:>19}"
+            f"{statistics.median(result.limits):12.2f}"
         )
 
 
@@ -316,6 +332,17 @@ def main() -> None:
             rounds = len(results[0].seconds)
             print(f"\n{length} positions, {phase}; local attention takes the way '{way}'; {rounds} rounds")
             print("\n".join(table(results)), flush=True)
+    # Last, because an allocator that gives all back, as reading memory needs it, is slower.
+    for phase in options.phases:
+        print(f"\npeak memory of a call in MiB, {phase}, at {' '.join(map(str, options.lengths))} positions")
+        peaks: dict[str, list[str]] = {}
+        for length in options.lengths:
+            everyone = list(contenders(length, options.window, options.landmarks, options.device, dtype))
+            results = [result for result in found if (result.length, result.phase) == (length, phase)]
+            read_memory(device, calls_of(options.device, length, phase, dtype, everyone), results)
+            for result in results:
+                peaks.setdefault(result.name, []).append(f"{result.peak_bytes / 2**20:.1f}")
+        print("\n".join(f"{name:42}{'  '.join(values)}" for name, values in peaks.items()), flush=True)
     if options.json:
         environment = asdict(read_environment(options.device, torch.get_num_threads()))
         with open(options.json, "w", encoding="utf-8") as file:
