@@ -63,12 +63,21 @@ def full_attention(batch: int, length: int, width: int) -> int:
     return 2 * (2 * batch * length * length * width)
 
 
-def local_attention(batch: int, length: int, width: int, window: int, num_global: int) -> int:
-    """What is executed: blocks of 64 queries see 64 + 2 window keys and the global ones; globals see everything."""
-    if length <= 64 + 2 * window:
-        return full_attention(batch, length, width)
-    rows = -(-length // 64) * 64
-    return 2 * 2 * batch * width * (rows * (64 + 2 * window + num_global) + num_global * length)
+def local_attention(batch: int, length: int, width: int, window: int, num_global: int) -> dict[str, int]:
+    """What is executed, by operator: every pair of a short input, else blocks of 64 queries.
+
+    A block sees the window around all of it, as far as there is something, and the global positions, which see
+    everything in a call of their own.
+    """
+    if length <= 128 + 2 * window:
+        return {FUSED: full_attention(batch, length, width)}
+    pairs = 0
+    for start in range(0, length, 64):
+        end = min(start + 64, length)
+        seen = min(end + window, length) - max(start - window, num_global)
+        pairs += (end - start) * (num_global + seen)
+    products = 2 * 2 * batch * width
+    return {"baddbmm": products * pairs} | ({FUSED: products * num_global * length} if num_global else {})
 
 
 @pytest.mark.parametrize("attention", ["", "@sdpa", "@eager"])
@@ -111,23 +120,22 @@ def test_bert_with_local_attention_executes_whole_blocks(batch, length, window, 
     subject = f"bert@local:window={window},num_global={num_global}"
     flops, _, config = counted(subject, length, batch)
     width, layers = config["hidden_size"], config["num_hidden_layers"]
-    assert dict(flops.by_operator) == {
-        "addmm": layers * layer_linears(batch * length, config) + linear(batch, width, width),
-        FUSED: layers * local_attention(batch, length, width, window, num_global),
-    }
+    executed = {name: layers * n for name, n in local_attention(batch, length, width, window, num_global).items()}
+    linears = layers * layer_linears(batch * length, config) + linear(batch, width, width)
+    assert dict(flops.by_operator) == {"addmm": linears, **executed}
     # Beside it, what the definition asks for: the pairs that the dense oracle's mask allows.
     seen = int(local_mask(length, window, num_global, None).sum())
     attending = layers * 2 * linear(batch * seen, width, 1)
-    assert flops.total - algorithmic(flops) == dict(flops.by_operator)[FUSED] - attending
+    assert flops.total - algorithmic(flops) == sum(executed.values()) - attending
     assert algorithmic(flops) <= flops.total
 
 
 def test_local_attention_grows_linearly_and_full_attention_quadratically():
-    local, full = (
-        [dict(counted(s, n, 1)[0].by_operator)[FUSED] for n in (640, 1280)] for s in ("bert@local:window=16", "bert")
-    )
-    assert local[1] == 2 * local[0]
-    assert full[1] == 4 * full[0]
+    lengths = (640, 1280, 1920)
+    local = [dict(counted("bert@local:window=16", n, 1)[0].by_operator)["baddbmm"] for n in lengths]
+    assert local[2] - local[1] == local[1] - local[0]
+    full = [dict(counted("bert", n, 1)[0].by_operator)[FUSED] for n in lengths]
+    assert full == [full[0], 4 * full[0], 9 * full[0]]
 
 
 @pytest.mark.parametrize("attention", ["", "@eager"])
