@@ -76,8 +76,12 @@ def local_attention(batch: int, length: int, width: int, window: int, num_global
         end = min(start + 64, length)
         seen = min(end + window, length) - max(start - window, num_global)
         pairs += (end - start) * (num_global + seen)
-    products = 2 * 2 * batch * width
-    return {"baddbmm": products * pairs} | ({FUSED: products * num_global * length} if num_global else {})
+    product = 2 * batch * width
+    if not num_global:
+        return {"baddbmm": 2 * product * pairs}
+    # Values of global positions are added in place.
+    added = product * length * num_global
+    return {"baddbmm": 2 * product * pairs - added, "baddbmm_": added, FUSED: 2 * added}
 
 
 @pytest.mark.parametrize("attention", ["", "@sdpa", "@eager"])

@@ -17,6 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import (
     FlopCounterMode,
+    bmm_flop,
     conv_flop_count,
     sdpa_backward_flop_count,
     sdpa_flop_count,
@@ -56,6 +57,10 @@ def _convolution_backward(
     return forward * (bool(output_mask[0]) + bool(output_mask[1]))
 
 
+def _product_added(total: Any, first: Any, second: Any, *args: Any, **kwargs: Any) -> int:
+    return bmm_flop(first, second)
+
+
 # PyTorch's own table has the fused attention of CUDA (flash, efficient, cuDNN), forward and backward.
 FORMULAS: dict[Any, Callable[..., int]] = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _fused,
@@ -64,6 +69,7 @@ FORMULAS: dict[Any, Callable[..., int]] = {
     _aten._scaled_dot_product_fused_attention_overrideable: _fused,
     _aten._scaled_dot_product_fused_attention_overrideable_backward: _fused_backward,
     _aten.convolution_backward: _convolution_backward,
+    _aten.baddbmm_: _product_added,
 }
 
 # Operators whose name says that they multiply matrices, convolve, transform or run a whole layer: without a
