@@ -350,7 +350,7 @@ def test_a_device_that_is_not_there_is_one_clear_error():
         ("swinv2", 16, "swinv2 takes no input shorter than 32 px"),
         ("hubert", 0.01, "hubert takes no input shorter than 0.025"),
         ("bert", 10.5, "bert takes whole tokens"),
-        ("bart", 64, "unknown architecture 'bart'.*Did you mean 'bert'"),
+        ("longfomer", 64, "unknown architecture 'longfomer'.*Did you mean 'longformer'"),
         ("bert@lokal", 64, "unknown variant 'lokal'"),
     ],
 )

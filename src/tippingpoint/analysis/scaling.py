@@ -167,26 +167,28 @@ class CountedCall:
 
     def count(self, cache_bytes: float) -> Count:
         """Return the work, given the size of the last cache."""
-        flops: dict[str, float] = dict.fromkeys(WORK, 0.0)
-        sizes = self.sizes
+        flops, accessed, spilled = _nothing(), _nothing(), _nothing()
         for operator, number in self.flops.by_operator:
             flops[kind_of(operator)] += number
+        for operator, sizes in self.sizes.items():
+            accessed[kind_of(operator)] += float(sizes.sum())
+            spilled[kind_of(operator)] += _spilled(sizes, cache_bytes)
         return Count(
             positions=self.positions,
             layers=self.layers,
             flops=tuple(flops.values()),
-            bytes=tuple(float(sizes[kind].sum()) for kind in WORK),
-            spilled=tuple(_spilled(sizes[kind], cache_bytes) for kind in WORK),
+            bytes=tuple(accessed.values()),
+            spilled=tuple(spilled.values()),
             peak_bytes=self.peak_bytes,
         )
 
     @property
     def sizes(self) -> dict[str, np.ndarray]:
-        """Bytes that each call of an operator accesses, ascending for each operator, by kind of work."""
-        found: dict[str, list[float]] = {kind: [] for kind in WORK}
+        """Bytes that each call of an operator accesses, ascending, by operator."""
+        found: dict[str, list[float]] = {}
         for operator, size, calls in sorted(self.flops.bytes_by_call):
-            found[kind_of(operator)] += [float(size)] * calls
-        return {kind: np.array(sizes) for kind, sizes in found.items()}
+            found.setdefault(operator, []).extend([float(size)] * calls)
+        return {operator: np.array(sizes) for operator, sizes in found.items()}
 
 
 def _spilled(accessed: np.ndarray, cache_bytes: float, times: np.ndarray | float = 1.0) -> float:
@@ -196,6 +198,11 @@ def _spilled(accessed: np.ndarray, cache_bytes: float, times: np.ndarray | float
     fits there.
     """
     return float((np.maximum(0.0, accessed - 2 * cache_bytes) * times).sum())
+
+
+def _nothing() -> dict[str, float]:
+    """Return a sum to begin with for each kind of work."""
+    return dict.fromkeys(WORK, 0.0)
 
 
 def kind_of(operator: str) -> str:
@@ -275,42 +282,62 @@ class _AtDepth:
         self._layers, self._cache_bytes = ordered[0].layers, cache_bytes
         places = sorted(at)
         self._flops = [Polynomial.through(places, [count.flops[kind] for count in counts]) for kind in range(4)]
-        self._sizes = {kind: _calls(places, [call.sizes[kind] for call in ordered]) for kind in WORK}
+        sizes = [call.sizes for call in ordered]
+        self._calls = {
+            operator: _alike(places, [each.get(operator, np.zeros(0)) for each in sizes])
+            for operator in sorted(set().union(*sizes))
+        }
         peaks = [count.peak_bytes for count in counts if count.peak_bytes is not None]
         # What is never read or written cannot be held: readings of memory are noisy, and counts are not.
-        grows = any(not call.is_linear for calls, _ in self._sizes.values() for call in calls)
+        grows = any(not calls.total.is_linear for alike in self._calls.values() for calls in alike)
         self._peak = Polynomial.through(places, peaks, degree=2 if grows else 1) if len(peaks) == len(at) else None
 
     def at(self, positions: int) -> Count:
-        sizes = {
-            kind: (np.array([call(positions) for call in calls]), times)
-            for kind, (calls, times) in self._sizes.items()
-        }
+        accessed, spilled = _nothing(), _nothing()
+        for operator, alike in self._calls.items():
+            for calls in alike:
+                total, times = calls.total(positions), calls.times(positions)
+                accessed[kind_of(operator)] += total
+                if times:
+                    spilled[kind_of(operator)] += _spilled(np.array([total / times]), self._cache_bytes, times)
         return Count(
             positions=positions,
             layers=self._layers,
             flops=tuple(polynomial(positions) for polynomial in self._flops),
-            bytes=tuple(float((each * times).sum()) for each, times in sizes.values()),
-            spilled=tuple(_spilled(each, self._cache_bytes, times) for each, times in sizes.values()),
+            bytes=tuple(accessed.values()),
+            spilled=tuple(spilled.values()),
             peak_bytes=None if self._peak is None else self._peak(positions),
         )
 
 
-def _calls(places: Sequence[int], sizes: Sequence[np.ndarray]) -> tuple[list[Polynomial], np.ndarray]:
-    """Return polynomials of the bytes of operators' calls, and how many calls each of them stands for.
+@dataclass(frozen=True, slots=True)
+class _Calls:
+    """Calls of an operator that access the same number of bytes.
 
-    Calls are alike if they access the same number of bytes at every length. If their number changes with the
-    length, one polynomial of the mean stands for all of them.
+    Attributes:
+        total: Bytes of all of them, at a length.
+        times: How many they are, at a length.
     """
-    counts = {len(each) for each in sizes}
-    if counts == {0}:
-        return [], np.zeros(0)
-    if len(counts) > 1:
-        means = [float(each.mean()) if each.size else 0.0 for each in sizes]
-        times = float(np.median([each.size for each in sizes]))
-        return [Polynomial.through(places, means)], np.array([times])
+
+    total: Polynomial
+    times: Polynomial
+
+
+def _alike(places: Sequence[int], sizes: Sequence[np.ndarray]) -> list[_Calls]:
+    """Return an operator's calls, those that are alike together.
+
+    Calls are alike if they access the same number of bytes at every length. Where their number changes with the
+    length (blocks one after the other), all of them are taken for alike.
+    """
+    counts = [each.size for each in sizes]
+    if len(set(counts)) > 1:
+        totals = [float(each.sum()) for each in sizes]
+        return [_Calls(Polynomial.through(places, totals), Polynomial.through(places, counts))]
     columns, times = np.unique(np.array(sizes).T, axis=0, return_counts=True)
-    return [Polynomial.through(places, column) for column in columns], times.astype(float)
+    return [
+        _Calls(Polynomial.through(places, column * number), Polynomial(float(number)))
+        for column, number in zip(columns, times, strict=True)
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ _FEWEST_LENGTHS = 3
 _COUNTED_AT = (2, 3, 4, 5)
 _COUNTED_DEPTHS = (2, 4)
 # Where stages shrink the grid, each of them is a multiple of a window this wide at these multiples of the side.
-_WINDOW = 8
+_WINDOWS = (8, 7)
 _STEPS = (256, 512, 1024, 2048, 4096, 8192)
 # Lengths to measure, in positions: each doubled again and again.
 _MEASURED_AT = (128, 192)
@@ -286,10 +286,14 @@ def counting_lengths(subject: Subject) -> list[float]:
     row = architecture_of(subject)
     options = [value for variant in subject.variants for _, value in variant.options if isinstance(value, int)]
     if row.layers("base") is None:
-        return [times * _WINDOW * row.lengths.multiple_of for times in range(1, len(_COUNTED_AT) + 1)]
-    for step in _STEPS:
-        lengths = [length_of(row, times * step) for times in _COUNTED_AT]
-        unpadded = all(row.executed_positions(length) == row.positions(length) for length in lengths)
+        steps = [*(window * row.lengths.multiple_of for window in _WINDOWS), *_STEPS]
+        choices = [[float(times * step) for times in range(1, len(_COUNTED_AT) + 1)] for step in steps]
+    else:
+        steps = list(_STEPS)
+        choices = [[length_of(row, times * step) for times in _COUNTED_AT] for step in steps]
+    for step, lengths in zip(steps, choices, strict=True):
+        legal = all(row.nearest_legal(length) == length for length in lengths)
+        unpadded = legal and all(row.executed_positions(length) == row.positions(length) for length in lengths)
         if unpadded and len(set(lengths)) == len(lengths) and 2 * step >= 3 * max(options, default=0):
             return lengths
     raise AnswerError(f"{subject} has blocks too large to count its work at")
