@@ -6,7 +6,7 @@ import pytest
 from hypothesis import settings
 
 # Timings of single examples say nothing on a busy machine; the same examples each time keep the verdict stable.
-settings.register_profile("tippingpoint", deadline=None, derandomize=True)
+settings.register_profile("tippingpoint", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("tippingpoint")
 
 
