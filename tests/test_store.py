@@ -430,6 +430,29 @@ def test_two_writers_wait_for_each_other_and_lose_nothing(path):
         assert all(list(session.outcomes) == SESSION for session in store.sessions())
 
 
+@pytest.mark.parametrize("older", [False, True], ids=["a new file", "a file of an older version"])
+def test_a_file_may_be_opened_by_several_at_the_moment_it_is_made(tmp_path, older):
+    def open_together(path: Path, start: threading.Barrier) -> None:
+        try:
+            start.wait()
+            Store(path).close()
+        except BaseException as problem:  # noqa: BLE001 (it is looked at below, in the test's own thread)
+            problems.append(problem)
+
+    problems: list[BaseException] = []
+    for number in range(30):
+        path = tmp_path / f"{number}.sqlite"
+        if older:
+            shutil.copy(SCHEMA_1, path)
+        start = threading.Barrier(4)
+        threads = [threading.Thread(target=open_together, args=(path, start)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not problems
+
+
 _WRITER = """
 import os, signal, sys
 from synthetic import measurement

@@ -105,26 +105,43 @@ class Store:
                 raise
 
     def _check_schema(self) -> None:
+        """Make the tables of a new file, and bring those of an older version up to date."""
+        with self._transaction("DEFERRED"):
+            version = self._schema_version()
+        if version == SCHEMA_VERSION:
+            return
+        with self._transaction():
+            # Two processes may open a file at the same moment: whoever comes second finds it done.
+            version = self._schema_version()
+            if version == 0:
+                for statement in _SCHEMA.split(";"):
+                    self._db.execute(statement)
+            for step in range(version or SCHEMA_VERSION, SCHEMA_VERSION):
+                try:
+                    _MIGRATIONS[step](self._db)
+                except (ValueError, KeyError) as error:
+                    raise _UnreadableError from error
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _schema_version(self) -> int:
+        """Return the version of the file's schema, 0 for a new file; ask within a transaction.
+
+        Raises:
+            StoreError: If it is no store, or comes from a newer version.
+        """
         application = self._db.execute("PRAGMA application_id").fetchone()[0]
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         tables = self._db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
         if tables == 0 and version == 0:
-            self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
-        elif application != _APPLICATION_ID:
+            return 0
+        if application != _APPLICATION_ID:
             raise StoreError(f"{self.path} is an SQLite file of another program, not a store of results")
-        elif version > SCHEMA_VERSION:
+        if version > SCHEMA_VERSION:
             raise StoreError(
                 f"{self.path} was written by a newer version of tippingpoint (its schema is {version}, this "
                 f"version reads up to {SCHEMA_VERSION}); upgrade with `pip install --upgrade tippingpoint`"
             )
-        elif version < SCHEMA_VERSION:
-            with self._transaction():
-                for step in range(version, SCHEMA_VERSION):
-                    try:
-                        _MIGRATIONS[step](self._db)
-                    except (ValueError, KeyError) as error:
-                        raise _UnreadableError from error
-                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        return version
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:
@@ -179,8 +196,8 @@ class Store:
                 )
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
+    def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
+        self._db.execute(f"BEGIN {kind}")
         try:
             yield
             self._db.execute("COMMIT")

@@ -342,11 +342,16 @@ def interrupt(folder: Path, stop: Callable[[subprocess.Popen[str]], None]) -> tu
     """Start a study, stop it once it has a session, and return the process and those it had started."""
     process = start_study(folder)
     path = folder / "results.sqlite"
-    assert wait_until(lambda: len(sessions_in(path)) >= 1, seconds=90), process.poll()
-    # Workers of the next session are alive when the end comes.
-    assert wait_until(lambda: len(descendants_of(process.pid)) >= 2, seconds=30)
-    started = descendants_of(process.pid)
-    assert process.poll() is None, "the study was over before it could be interrupted"
+    try:
+        assert wait_until(lambda: len(sessions_in(path)) >= 1, seconds=90), process.poll()
+        # Workers of the next session are alive when the end comes.
+        assert wait_until(lambda: len(descendants_of(process.pid)) >= 2, seconds=30)
+        started = descendants_of(process.pid)
+        assert process.poll() is None, "the study was over before it could be interrupted"
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
     stop(process)
     return process, started
 
