@@ -34,6 +34,7 @@ from tippingpoint.workload import OptionValue, Subject, Variant
 LIBRARY_NAME = "tippingpoint"
 _SLOT = "tippingpoint"
 CONFIG_KEY = "tippingpoint"
+_ASKED = "be asked for its variants"
 # How a model's attention names what it adds to its scores, and what moves with the distance of two positions.
 _IN_SCORES = re.compile(r"relative|rel_pos|distance_embedding|linear_pos|pos_bias|position_bias|bias_u")
 # The library's own, for layers beside others that run a variant.
@@ -126,7 +127,7 @@ def swap_attention(
     model_type = getattr(model.config, "model_type", "")
     modality = ARCHITECTURES[model_type].modality if model_type in ARCHITECTURES else MODALITIES[0]
     spec = resolve(Subject(model_type or "model", (spec,)), modality).variants[0]
-    attentions = _find_replaceable(model, spec)
+    attentions = find_attentions(model, f"take '{spec}'")
     numbers = layers_of(spec, len(attentions)) if layers is None else _check_layers(layers, len(attentions))
     full = VARIANTS[spec.name].library_name is not None
     own = [number for number in numbers if _has_window(attentions[number]) and not full]
@@ -151,12 +152,12 @@ def variants_of(model: PreTrainedModel) -> tuple[Variant, ...]:
     Raises:
         UnsupportedError: If the model's attention is not the library's interface's.
     """
-    return tuple(_standing_in(attention) for attention in _find_replaceable(model, None))
+    return tuple(_standing_in(attention) for attention in find_attentions(model, _ASKED))
 
 
 def windowed_layers(model: PreTrainedModel) -> tuple[int, ...]:
     """Return the layers of a model's encoder that attend within a window of their own, which no variant replaces."""
-    return tuple(n for n, attention in enumerate(_find_replaceable(model, None)) if _has_window(attention))
+    return tuple(n for n, attention in enumerate(find_attentions(model, _ASKED)) if _has_window(attention))
 
 
 def _standing_in(attention: nn.Module) -> Variant:
@@ -200,11 +201,16 @@ def with_max_length(variant: Variant, positions: int | None) -> Variant:
     return Variant(variant.name, (*variant.options, ("max_length", max(positions, int(options.get("rank", 1))))))
 
 
-def _find_replaceable(model: PreTrainedModel, variant: Variant | None) -> list[nn.Module]:
-    """Return the self-attentions of a model's encoder that can be replaced, in the order of its layers.
+def find_attentions(model: PreTrainedModel, purpose: str, *, own_scores: bool = False) -> list[nn.Module]:
+    """Return the self-attentions of a model's encoder, in the order of its layers.
+
+    Args:
+        model: Any model of the Transformers library.
+        purpose: What for, for the error message: "take 'local'".
+        own_scores: Whether those will do that add a position bias of their own to their scores.
 
     Raises:
-        UnsupportedError: If there are none, with the reason.
+        UnsupportedError: If there are none that will do, with the reason.
     """
     row = ARCHITECTURES.get(getattr(model.config, "model_type", ""))
     everywhere = [module for module in model.modules() if _uses_interface(module)]
@@ -213,20 +219,19 @@ def _find_replaceable(model: PreTrainedModel, variant: Variant | None) -> list[n
     biased = sorted({name for module in model.modules() if module not in decoders for name in _in_scores(module)})
     if row and row.efficient_attention:
         reason = f"its attention is {row.efficient_attention}"
-    elif row and row.own_scores and (biased or not everywhere):
+    elif row and row.own_scores and ((biased and not own_scores) or not everywhere):
         reason = f"inside its scores stands {row.own_scores}"
     elif not everywhere:
         reason = "its attention is computed inside its layers, not through the library's attention interface"
     elif not attentions:
         reason = "only encoders can, and it attends to the past only, as decoders do"
-    elif biased:
+    elif biased and not own_scores:
         reason = f"its attention adds a position bias to its scores ({', '.join(biased)})"
     elif len({id(getattr(module, "config", None)) for module in attentions}) > 1:
         reason = "it holds several encoders; give one of them, such as its vision tower"
     else:
         return attentions
-    what = f"take '{variant}'" if variant else "be asked for its variants"
-    raise UnsupportedError(f"{type(model).__name__} cannot {what}: {reason}")
+    raise UnsupportedError(f"{type(model).__name__} cannot {purpose}: {reason}")
 
 
 def _uses_interface(module: nn.Module) -> bool:
