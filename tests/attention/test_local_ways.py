@@ -184,9 +184,8 @@ def test_the_way_is_chosen_by_device_precision_length_and_threads(
 ):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     assert choose_way(length, device, dtype, window=50, **options) == way
-    if not options:
-        name = str(dtype).removeprefix("torch.")
-        assert describe_way(length, device, name, window=50, num_global=2, causal=True) == WAYS[way]
+    name = str(dtype).removeprefix("torch.")
+    assert describe_way(length, device, name, window=50, num_global=2, causal=True, **options) == WAYS[way]
 
 
 def test_blocks_are_not_streamed_inside_of_a_graph(monkeypatch):

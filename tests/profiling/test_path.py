@@ -16,7 +16,7 @@ from tippingpoint.models.build import LiveSubject, build
 from tippingpoint.models.catalog import VARIANTS
 from tippingpoint.models.swap import LIBRARY_NAME, swap_attention
 from tippingpoint.profiling.flops import count_flops
-from tippingpoint.profiling.path import check_variants, describe_path, observe_attention
+from tippingpoint.profiling.path import AttentionCalls, check_variants, describe_path, observe_attention
 from tippingpoint.workload import Workload
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -71,6 +71,40 @@ def test_training_takes_the_same_path(compiled):
     assert describe(workload.replace(compiled=False), build(workload)).startswith(f"local:window=3, {BAND} (")
 
 
+@pytest.mark.parametrize(
+    ("name", "phase", "dropout"),
+    [("bert", "inference", 0.0), ("bert", "training", 0.1), ("hubert", "training", 0.1), ("vit", "training", 0.0)],
+)
+def test_the_way_is_described_from_what_it_was_chosen_by(name, phase, dropout, monkeypatch):
+    choose_way, asked = local.choose_way, []
+
+    def noted(*args: Any, **kwargs: Any) -> str:
+        asked.append((args, kwargs))
+        return choose_way(*args, **kwargs)
+
+    monkeypatch.setattr(local, "choose_way", noted)
+    workload = tiny(f"{name}@local:window=3", phase=phase)
+    subject = build(workload)
+    with observe_attention() as functions:
+        subject.call(workload)()
+    describe_path(workload, subject, functions, Counter())
+    # Once in each layer, and once more for the path.
+    assert len(asked) == 4 + 1
+    assert asked == asked[:1] * len(asked)
+    assert asked[0][1] == {"window": 3, "head_dim": 32, "dropout": dropout}
+
+
+def test_dropout_in_training_keeps_flexattention_out_of_the_path():
+    workload = tiny("bert@local:window=3", phase="training")
+    subject = build(workload)
+    with observe_attention() as functions:
+        subject.call(workload)()
+    on_cuda = workload.replace(device="cuda")
+    assert f", {local.WAYS['flex']} (" not in describe_path(on_cuda, subject, functions, Counter())
+    functions.dropout = 0.0
+    assert f", {local.WAYS['flex']} (" in describe_path(on_cuda, subject, functions, Counter())
+
+
 def put(variant: str, **options: Any) -> Callable[[LiveSubject], Any]:
     return lambda subject: swap_attention(subject.model, variant, **options)
 
@@ -118,13 +152,13 @@ def test_a_layer_that_did_not_run_is_noticed():
     workload = tiny("bert@local:window=3")
     subject = build(workload)
     with pytest.raises(UnsupportedError) as caught:
-        describe_path(workload, subject, Counter({LIBRARY_NAME: 3}), Counter())
+        describe_path(workload, subject, AttentionCalls({LIBRARY_NAME: 3}), Counter())
     assert str(caught.value) == (
         "bert@local:window=3 was to run 'local:window=3' in 4 layers, and what ran was {'tippingpoint': 3} with "
         "local:window=3 x4"
     )
     with pytest.raises(UnsupportedError, match="what ran was the eager path with local:window=3 x4"):
-        describe_path(workload, subject, Counter(), Counter())
+        describe_path(workload, subject, AttentionCalls(), Counter())
 
 
 def test_observing_counts_calls_and_leaves_the_librarys_table_as_it_was():

@@ -148,9 +148,19 @@ def choose_way(
     return "streamed" if torch.get_num_threads() <= _MANY_THREADS else "gathered"
 
 
-def describe_way(length: int, device: str, dtype: str, *, window: int, **options: object) -> str:
+def describe_way(
+    length: int,
+    device: str,
+    dtype: str,
+    *,
+    window: int,
+    head_dim: int = 64,
+    dropout: float = 0.0,
+    **options: object,
+) -> str:
     """Return the chosen way in words; arguments as those of `choose_way`, the dtype by its name."""
-    return WAYS[choose_way(length, device, getattr(torch, dtype), window=window)]
+    way = choose_way(length, device, getattr(torch, dtype), window=window, head_dim=head_dim, dropout=dropout)
+    return WAYS[way]
 
 
 def _check_way(way: str, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> str:

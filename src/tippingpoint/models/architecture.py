@@ -267,8 +267,8 @@ class AttentionVariant:
             every pair (exact variants), or where pairs do not tell the cost (approximations).
         flops: (positions, heads, dimensions of a head) and options to the FLOPs that its definition asks for in one
             layer, for one sequence; where pairs do not tell them.
-        path: "module:function" of (length, device type, name of the dtype) and options to the way that `function`
-            takes there, in words; None where there is one way only.
+        path: "module:function" of (length, device type, name of the dtype) to the way that `function` takes there, in
+            words, with the keyword arguments head_dim, dropout and the options; None where there is one way only.
         library_name: The library's name of the implementation, where it is the library's own.
     """
 

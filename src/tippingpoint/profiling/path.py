@@ -37,35 +37,48 @@ _GATE_FLOAT32_ROUNDINGS = 64
 _FUSED = Variant("sdpa")
 
 
+class AttentionCalls(Counter[str]):
+    """Calls of the library's attention functions by name.
+
+    Attributes:
+        dropout: The largest probability of dropping an attention weight that a call asked for.
+    """
+
+    dropout: float = 0.0
+
+
 @contextmanager
-def observe_attention() -> Iterator[Counter[str]]:
-    """Count calls of the library's attention functions by name; leaves the table as it was."""
-    counts: Counter[str] = Counter()
+def observe_attention() -> Iterator[AttentionCalls]:
+    """Observe calls of the library's attention functions; leaves the table as it was."""
+    calls = AttentionCalls()
     table = ALL_ATTENTION_FUNCTIONS._global_mapping
     original = dict(table)
 
-    def counted(name: str, function: Any) -> Any:
+    def observed(name: str, function: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
-            counts[name] += 1
+            calls[name] += 1
+            calls.dropout = max(calls.dropout, kwargs.get("dropout", 0.0))
             return function(*args, **kwargs)
 
         return call
 
     try:
-        table.update({name: counted(name, function) for name, function in original.items()})
-        yield counts
+        table.update({name: observed(name, function) for name, function in original.items()})
+        yield calls
     finally:
         table.clear()
         table.update(original)
 
 
-def describe_path(workload: Workload, subject: LiveSubject, functions: Counter[str], operators: Counter[str]) -> str:
+def describe_path(
+    workload: Workload, subject: LiveSubject, functions: AttentionCalls, operators: Counter[str]
+) -> str:
     """Return the attention path of a call in words.
 
     Args:
         workload: What was asked for.
         subject: What was built.
-        functions: Calls of the library's attention functions by name.
+        functions: Calls of the library's attention functions.
         operators: Operators that ran, by name.
 
     Raises:
@@ -90,7 +103,7 @@ def describe_path(workload: Workload, subject: LiveSubject, functions: Counter[s
         )
     if not functions:
         return "eager"
-    ways = [f"{variant}{_way(variant, workload, subject)}" for variant in asked]
+    ways = [f"{variant}{_way(variant, workload, subject, functions.dropout)}" for variant in asked]
     return f"{' and '.join(ways)} ({kernel})"
 
 
@@ -115,14 +128,17 @@ def _listed(standing: Sequence[Variant]) -> str:
     return ", ".join(f"{variant} x{count}" for variant, count in Counter(map(str, standing)).items())
 
 
-def _way(variant: Variant, workload: Workload, subject: LiveSubject) -> str:
-    """Return which of its ways a variant's function takes at the workload's length, where it has several."""
+def _way(variant: Variant, workload: Workload, subject: LiveSubject, dropout: float) -> str:
+    """Return which of its ways a variant's function takes in the workload, where it has several."""
     row = VARIANTS[variant.name]
     if row.path is None:
         return ""
+    describe = load_function(row.path)
     positions = subject.architecture.positions(workload.length)
     kind = workload.device.partition(":")[0]
-    return f", {load_function(row.path)(positions, kind, workload.dtype, **dict(without_layers(variant).options))}"
+    options = dict(without_layers(variant).options)
+    head_dim = subject.architecture.shape(subject.config).head_dim
+    return f", {describe(positions, kind, workload.dtype, head_dim=head_dim, dropout=dropout, **options)}"
 
 
 _FUSED_KERNEL = re.compile(r"\w*(?:flash|fmha|sdpa|attention)\w*", re.IGNORECASE)
