@@ -188,6 +188,18 @@ def test_the_way_is_chosen_by_device_precision_length_and_threads(
     assert describe_way(length, device, name, window=50, num_global=2, causal=True, **options) == WAYS[way]
 
 
+def test_a_given_way_is_not_chosen_again(monkeypatch):
+    def choose_nothing(*args: Any, **options: Any) -> str:
+        raise AssertionError("the way was given")
+
+    tensors = [torch.randn(1, 2, 300, 8) for _ in range(3)]
+    monkeypatch.setattr(local, "choose_way", choose_nothing)
+    for way in ON_CPU:
+        local_attention(*tensors, window=5, way=way)
+    with pytest.raises(AssertionError, match="the way was given"):
+        local_attention(*tensors, window=5)
+
+
 def test_blocks_are_not_streamed_inside_of_a_graph(monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert choose_way(1000, "cpu", window=50) == "gathered"

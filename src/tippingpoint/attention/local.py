@@ -80,15 +80,12 @@ def local_attention(
         raise InputError(f"window must be at least 1, got {window}")
     if not 0 <= num_global <= length:
         raise InputError(f"num_global must be between 0 and the length {length}, got {num_global}")
-    chosen = choose_way(
-        length,
-        query.device.type,
-        query.dtype,
-        window=window,
-        head_dim=min(query.shape[-1], value.shape[-1]),
-        dropout=dropout,
-    )
-    way = chosen if way is None else _check_way(way, query, key, value, dropout)
+    if way is None:
+        head_dim = min(query.shape[-1], value.shape[-1])
+        device = query.device.type
+        way = choose_way(length, device, query.dtype, window=window, head_dim=head_dim, dropout=dropout)
+    else:
+        _check_way(way, query, key, value, dropout)
     options = {"padding_mask": padding_mask, "scale": scale, "dropout": dropout}
     if way == "band":
         mask = None
@@ -163,7 +160,7 @@ def describe_way(
     return WAYS[way]
 
 
-def _check_way(way: str, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> str:
+def _check_way(way: str, query: Tensor, key: Tensor, value: Tensor, dropout: float) -> None:
     if way not in WAYS:
         raise InputError(f"way must be one of {', '.join(WAYS)}, got {way!r}")
     if way == "streamed" and (query.device.type != "cpu" or query.dtype not in _STREAMED_DTYPES):
@@ -174,7 +171,6 @@ def _check_way(way: str, query: Tensor, key: Tensor, value: Tensor, dropout: flo
         raise InputError(f"FlexAttention has no dropout; choose the gathered way, or dropout 0 instead of {dropout}")
     if way == "flex" and query.device.type == "cpu" and any(t.requires_grad for t in (query, key, value)):
         raise InputError("FlexAttention has no backward pass on the CPU; choose the streamed or the gathered way")
-    return way
 
 
 def _band_mask(length: int, window: int, num_global: int, causal: bool, device: str) -> Tensor:
