@@ -46,9 +46,9 @@ class Architecture:
         part: Name of the submodule that is the encoder, where the class holds more, such as a decoder.
         sizes: Configuration values by size; "base" is the published Base model.
         fit: Configuration values that a length asks for (maximum positions, image size ...), given the
-            configuration so far.
-        limit: Longest native length a given configuration takes, or None: for checkpoints, whose tables
-            cannot grow.
+            configuration so far; none by default.
+        limit: Longest native length a given configuration takes, or None, as by default: for checkpoints, whose
+            tables cannot grow.
         inputs: Tensors for a batch: (configuration, batch size, length, torch generator) to keyword arguments.
         lengths: Legal lengths and length arithmetic.
         keys: What its configuration calls depth, width, heads and inner size of a plain stack of equal layers;
@@ -76,8 +76,8 @@ class Architecture:
     model_class: str
     part: str = ""
     sizes: Mapping[str, Mapping[str, Any]]
-    fit: Callable[[Mapping[str, Any], float], Mapping[str, Any]]
-    limit: Callable[[Mapping[str, Any]], float | None]
+    fit: Callable[[Mapping[str, Any], float], Mapping[str, Any]] = lambda config, length: {}
+    limit: Callable[[Mapping[str, Any]], float | None] = lambda config: None
     inputs: Callable[[Mapping[str, Any], int, float, Any], dict[str, Any]]
     lengths: Lengths
     keys: Mapping[str, str] = field(default_factory=lambda: KEYS)

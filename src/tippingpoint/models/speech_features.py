@@ -144,8 +144,6 @@ WAV2VEC2_BERT = Architecture(
         "small": {**_WAV2VEC2_BERT, **SMALL},
         "tiny": {**_WAV2VEC2_BERT, **TINY},
     },
-    fit=lambda config, length: {},
-    limit=lambda config: None,
     inputs=lambda config, batch_size, length, generator: spectrogram(
         batch_size, _fbank_pairs(length), config["feature_projection_input_dim"], generator
     ),
@@ -224,8 +222,6 @@ PARAKEET = Architecture(
         "small": {**_PARAKEET, **SMALL},
         "tiny": {**_PARAKEET, **TINY, "subsampling_conv_channels": 16},
     },
-    fit=lambda config, length: {},
-    limit=lambda config: None,
     inputs=lambda config, batch_size, length, generator: spectrogram(
         batch_size, _parakeet_frames(length), config["num_mel_bins"], generator
     ),

@@ -141,8 +141,6 @@ T5 = Architecture(
         every={"vocab_size": 32128, "feed_forward_proj": "relu", "d_kv": 64},
         tiny={"d_kv": 32},
     ),
-    fit=lambda config, length: {},
-    limit=lambda config: None,
     inputs=token_inputs,
     lengths=Lengths(positions=tokens),
     keys=T5_KEYS,

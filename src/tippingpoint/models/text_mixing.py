@@ -237,7 +237,6 @@ FUNNEL = Architecture(
         },
     },
     fit=lambda config, length: {"pad_token_id": 0},
-    limit=lambda config: None,
     inputs=token_inputs,
     lengths=Lengths(positions=tokens, minimum=5, reason="fewer leave its last block nothing to halve"),
     # The first block is the longest; later ones are shorter.

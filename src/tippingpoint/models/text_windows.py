@@ -253,8 +253,6 @@ LONGT5 = Architecture(
         },
         tiny={"d_kv": 32},
     ),
-    fit=lambda config, length: {},
-    limit=lambda config: None,
     inputs=token_inputs,
     lengths=Lengths(positions=tokens),
     keys=T5_KEYS,

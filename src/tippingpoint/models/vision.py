@@ -123,7 +123,6 @@ DINOV2 = Architecture(
     # The published positions are for 518 pixels, and the model interpolates them to any other size in every call; a
     # table of the length's own size is left as it is.
     fit=_image_size,
-    limit=lambda config: None,
     inputs=image,
     lengths=_lengths(14, others=1),
     keys=_DINOV2_KEYS,
@@ -159,7 +158,6 @@ DINOV3 = Architecture(
     # coordinates of the patches at random in training.
     sizes=_sizes(**DETERMINISTIC, patch_size=16, num_register_tokens=_REGISTERS, pos_embed_rescale=None),
     fit=_image_size,
-    limit=lambda config: None,
     inputs=image,
     lengths=_lengths(16, others=1 + _REGISTERS),
     flops=_flops(others=1 + _REGISTERS),
@@ -203,7 +201,6 @@ BEIT = Architecture(
         layer_scale_init_value=0.1,
     ),
     fit=_image_size,
-    limit=lambda config: None,
     inputs=_beit_inputs,
     lengths=_lengths(16, others=1),
     own_scores="a bias for the relative position of two patches, learned in each layer",

@@ -183,7 +183,6 @@ SWINV2 = Architecture(
         "tiny": {**_SWIN_TESTED, "window_size": 8},
     },
     fit=lambda config, length: {"image_size": int(length)},
-    limit=lambda config: None,
     inputs=image,
     lengths=Lengths(
         positions=_positions,
@@ -216,7 +215,6 @@ SWIN = Architecture(
         "tiny": {**_SWIN_TESTED, "window_size": 7},
     },
     fit=lambda config, length: {"image_size": int(length)},
-    limit=lambda config: None,
     inputs=image,
     # The library shrinks the window to a grid smaller than it, but not the table of position biases, and raises.
     lengths=Lengths(
@@ -258,7 +256,6 @@ PVT_V2 = Architecture(
         },
     },
     fit=lambda config, length: {"image_size": int(length)},
-    limit=lambda config: None,
     inputs=image,
     lengths=Lengths(
         positions=_positions,
