@@ -19,6 +19,7 @@ from tippingpoint.models.speech_parts import (
     conformer,
     front_end_flops,
     front_end_frames,
+    front_end_values,
     position_convolution,
     relative_scores,
     samples,
@@ -43,11 +44,16 @@ _LENGTHS = Lengths(
 def _hubert_flops(
     config: Mapping[str, Any], batch_size: int, length: float, attention: AttentionFlops
 ) -> ForwardFlops:
-    """Front end, projection, grouped convolution of positions, layers (wav2vec 2.0, arXiv:2006.11477, section 2)."""
+    """Front end, projection, grouped convolution of positions, layers (wav2vec 2.0, arXiv:2006.11477, section 2).
+
+    data2vec has several smaller convolutions of positions one after another (arXiv:2202.03555, section 4.2).
+    """
     first, front_end, count = front_end_flops(config, batch_size, length)
     rows = batch_size * count
     projection = linear(rows, config["conv_dim"][-1], config["hidden_size"])
-    positions = position_convolution(config, rows, config["num_conv_pos_embeddings"])
+    # The number of taps in HuBERT, and of convolutions in data2vec.
+    taps = config["num_conv_pos_embeddings"] * config.get("conv_pos_kernel_size", 1)
+    positions = position_convolution(config, rows, taps)
     layers = encoder(plain_shape(config), batch_size, count, attention)
     return ForwardFlops(inner=front_end + projection + positions + layers, first=first)
 
@@ -62,7 +68,7 @@ HUBERT = Architecture(
     sizes=_SIZES,
     inputs=waveform,
     lengths=_LENGTHS,
-    front_end_values=lambda length: samples(length) // 5 * 512,
+    front_end_values=front_end_values,
     flops=_hubert_flops,
     notes=(DETERMINISTIC_NOTE,),
 )
@@ -77,7 +83,7 @@ WAV2VEC2 = Architecture(
     sizes=_SIZES,
     inputs=waveform,
     lengths=_LENGTHS,
-    front_end_values=lambda length: samples(length) // 5 * 512,
+    front_end_values=front_end_values,
     flops=_hubert_flops,
     notes=("the encoder alone: the quantizer of its pre-training is left out", DETERMINISTIC_NOTE),
 )
@@ -104,7 +110,7 @@ WAVLM = Architecture(
     inputs=waveform,
     lengths=_LENGTHS,
     own_scores="a gated relative position bias",
-    front_end_values=lambda length: samples(length) // 5 * 512,
+    front_end_values=front_end_values,
     flops=_wavlm_flops,
     notes=(
         "the library makes a position bias for each pair of positions, head and sequence, and asks for attention "
@@ -112,19 +118,6 @@ WAVLM = Architecture(
         DETERMINISTIC_NOTE,
     ),
 )
-
-
-def _data2vec_flops(
-    config: Mapping[str, Any], batch_size: int, length: float, attention: AttentionFlops
-) -> ForwardFlops:
-    """As HuBERT, with several smaller convolutions of positions one after another (section 4.2)."""
-    first, front_end, count = front_end_flops(config, batch_size, length)
-    rows = batch_size * count
-    projection = linear(rows, config["conv_dim"][-1], config["hidden_size"])
-    positions = config["num_conv_pos_embeddings"] * position_convolution(config, rows, config["conv_pos_kernel_size"])
-    layers = encoder(plain_shape(config), batch_size, count, attention)
-    return ForwardFlops(inner=front_end + projection + positions + layers, first=first)
-
 
 _DATA2VEC = {**DETERMINISTIC, "num_conv_pos_embeddings": 5, "conv_pos_kernel_size": 19}
 
@@ -142,8 +135,8 @@ DATA2VEC = Architecture(
     },
     inputs=waveform,
     lengths=_LENGTHS,
-    front_end_values=lambda length: samples(length) // 5 * 512,
-    flops=_data2vec_flops,
+    front_end_values=front_end_values,
+    flops=_hubert_flops,
     notes=(
         "the library masks padding before its five convolutions of positions and not between them, so that a part of "
         "it reaches the last real positions, whatever the attention",
@@ -248,7 +241,7 @@ WAV2VEC2_CONFORMER = Architecture(
         reason="batch normalisation needs two frames in training, and its front end 720 samples for them",
     ),
     own_scores="a term for relative positions, as in Transformer-XL",
-    front_end_values=lambda length: samples(length) // 5 * 512,
+    front_end_values=front_end_values,
     flops=_conformer_flops,
     notes=(
         "its size base has the shape of the published Large model, the only one: 24 layers of width 1024",

@@ -38,6 +38,12 @@ def front_end_frames(length: float) -> int:
     return count
 
 
+def front_end_values(length: float) -> int:
+    """Return values that leave the first convolution of the front end, in its 512 channels: the widest activation."""
+    _, stride = _FRONT_END[0]
+    return samples(length) // stride * 512
+
+
 def waveform(config: Mapping[str, Any], batch_size: int, length: float, generator: Any) -> dict[str, Any]:
     """White noise of unit variance, as the feature extractor's normalisation would leave speech."""
     import torch
