@@ -40,8 +40,8 @@ TORCH_FREE = {
     "report",
 }
 # What describes models without building them, and what of it is meant for others.
-TABLES = {"catalog", "architecture", "flops", "text", "speech", "vision"}
-OFFERED = {"catalog", "architecture"}
+TABLES = {"catalog", "architecture", "flops", "text", "speech", "vision", "reuse_plan", "map_overlaps"}
+OFFERED = {"catalog", "architecture", "reuse_plan", "map_overlaps"}
 
 
 def imported(tree: ast.Module, module: str) -> set[str]:

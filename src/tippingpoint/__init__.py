@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from tippingpoint.measurement import Environment, Failure, Measurement
     from tippingpoint.models.checkpoints import Conversion, convert, load, save
     from tippingpoint.models.long_audio import chunk_activations
+    from tippingpoint.models.map_similarity import plan_reuse
+    from tippingpoint.models.reuse_plan import ReusePlan
     from tippingpoint.models.swap import swap_attention, variants_of
     from tippingpoint.profiling.session import profile
     from tippingpoint.store import Store
@@ -63,6 +65,8 @@ _HOMES = {
     "measurement": ("Environment", "Failure", "Measurement"),
     "models.checkpoints": ("Conversion", "convert", "load", "save"),
     "models.long_audio": ("chunk_activations",),
+    "models.map_similarity": ("plan_reuse",),
+    "models.reuse_plan": ("ReusePlan",),
     "models.swap": ("swap_attention", "variants_of"),
     "profiling.session": ("profile",),
     "store": ("Store",),
@@ -87,6 +91,7 @@ __all__ = [
     "Measurement",
     "Prediction",
     "Recommendation",
+    "ReusePlan",
     "Store",
     "StoreError",
     "Study",
@@ -107,6 +112,7 @@ __all__ = [
     "load",
     "local_attention",
     "nystrom_attention",
+    "plan_reuse",
     "pooled_attention",
     "predict",
     "profile",
