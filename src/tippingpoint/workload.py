@@ -33,7 +33,8 @@ _VALUE = re.compile(r"[^\s,+@=:]+")
 def _parse_value(text: str) -> OptionValue:
     if text in ("true", "false"):
         return text == "true"
-    for kind in (int, float):
+    # Python takes 0_1 for the number 1; here it is a text.
+    for kind in () if "_" in text else (int, float):
         try:
             value = kind(text)
         except ValueError:

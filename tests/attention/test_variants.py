@@ -20,7 +20,7 @@ from variant_cases import (
 )
 
 from tippingpoint.errors import InputError
-from tippingpoint.models.swap import load_function
+from tippingpoint.models.layer_attention import load_function
 from tippingpoint.profiling.flops import count_flops
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,7 +14,8 @@ from tippingpoint.attention import reference
 from tippingpoint.attention.linear import random_features
 from tippingpoint.models.architecture import AttentionVariant, Option
 from tippingpoint.models.catalog import VARIANTS
-from tippingpoint.models.swap import load_function, with_max_length
+from tippingpoint.models.layer_attention import load_function
+from tippingpoint.models.swap import with_max_length
 from tippingpoint.workload import Variant
 
 ROWS = [row for row in VARIANTS.values() if row.library_name is None]

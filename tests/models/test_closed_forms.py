@@ -15,7 +15,7 @@ from tippingpoint.errors import InputError
 from tippingpoint.models.build import LiveSubject, build, count_parameters, make_config
 from tippingpoint.models.catalog import ARCHITECTURES, VARIANTS, algorithmic_flops, check_subject
 from tippingpoint.models.flops import local_pairs
-from tippingpoint.models.swap import load_function
+from tippingpoint.models.layer_attention import load_function
 from tippingpoint.workload import PHASES, Subject, Workload
 
 SUBJECTS = (*ARCHITECTURES, "bert@local:window=20", "hubert@local:window=3,num_global=2", "vit@local:window=9")

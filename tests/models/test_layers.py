@@ -18,8 +18,9 @@ from tippingpoint.attention import reference
 from tippingpoint.errors import InputError, UnsupportedError
 from tippingpoint.models.build import build
 from tippingpoint.models.catalog import check_subject
+from tippingpoint.models.layer_attention import LayerAttention
 from tippingpoint.models.layers import layers_of, parse_layers, without_layers
-from tippingpoint.models.swap import LayerAttention, swap_attention, variants_of, windowed_layers
+from tippingpoint.models.swap import swap_attention, variants_of, windowed_layers
 from tippingpoint.workload import Subject, Workload
 
 pytestmark = pytest.mark.usefixtures("one_thread")

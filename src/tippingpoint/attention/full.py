@@ -56,5 +56,18 @@ def eager_attention(
     return F.dropout(weights, p=dropout) @ value
 
 
+def with_bias(mask: Tensor | None, bias: Tensor | None) -> Tensor | None:
+    """Return a mask with what else is added to the scores in it.
+
+    Args:
+        mask: As `fused_attention` takes it.
+        bias: What is added to the scores, broadcastable to [batch, heads, length, length]; or None.
+    """
+    mask = mask if bias is None else _broadcastable(mask)
+    if mask is None or bias is None:
+        return bias if mask is None else mask
+    return bias.masked_fill(~mask, torch.finfo(bias.dtype).min) if mask.dtype == torch.bool else bias + mask
+
+
 def _broadcastable(mask: Tensor | None) -> Tensor | None:
     return mask[:, None, None, :] if mask is not None and mask.ndim == 2 else mask

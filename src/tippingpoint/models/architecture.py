@@ -58,7 +58,11 @@ class Architecture:
             variant.
         keys_seen: (configuration, positions) to the keys that a query of the longest stage scores at most, for the
             bound on memory; all positions where it is None.
-        own_scores: Why it takes no variant although its attention is full: what stands inside its scores.
+        own_scores: Why it takes no other attention although its own is full: what stands inside its scores.
+        scores: FLOPs that this adds in each layer that computes scores: (configuration, batch size, length) to those
+            of the batch; None where nothing does.
+        shares_maps: Whether its scores go through the library's attention interface, although something of its own
+            stands inside them: its layers can share maps.
         front_end_values: Native length to the values in the widest activation before the first layer, where
             that outgrows the layers.
         flops: Closed form of its forward pass at the real length: (configuration, batch size, length, what
@@ -85,6 +89,8 @@ class Architecture:
     efficient_attention: str | None = None
     keys_seen: Callable[[Mapping[str, Any], int], int] | None = None
     own_scores: str = ""
+    scores: Callable[[Mapping[str, Any], int, float], ForwardFlops] | None = None
+    shares_maps: bool = False
     front_end_values: Callable[[float], int] = lambda length: 0
     flops: Callable[[Mapping[str, Any], int, float, AttentionFlops], ForwardFlops] | None = None
     needs_float32: str = ""
@@ -100,6 +106,11 @@ class Architecture:
     def takes_variants(self) -> bool:
         """Whether another self-attention can be put in place of its own."""
         return not (self.efficient_attention or self.own_scores)
+
+    def takes(self, variant: AttentionVariant) -> bool:
+        """Whether a variant can be put into it: with scores of its own, what leaves these as they are."""
+        keeps_scores = variant.shares_maps or variant.library_name is not None
+        return self.takes_variants or (self.shares_maps and keeps_scores)
 
     def layers(self, size: str) -> int | None:
         """Return the depth of a size; None where the architecture is no plain stack of equal layers."""
@@ -201,6 +212,8 @@ class Option:
         maximum: Largest legal value of a number, or None.
         choices: Legal values of a text.
         off: The value that means "not used"; an option that has it is not written out.
+        legal: Whether a value is legal, where kind and bounds do not tell.
+        written: How such a value is written, for error messages.
     """
 
     kind: type
@@ -210,6 +223,8 @@ class Option:
     maximum: float | None = None
     choices: tuple[str, ...] = ()
     off: OptionValue | None = None
+    legal: Callable[[OptionValue], bool] | None = None
+    written: str = ""
 
     def default_for(self, modality: str) -> OptionValue:
         """Return what is used when a subject of a modality does not say."""
@@ -218,6 +233,8 @@ class Option:
     @property
     def expected(self) -> str:
         """What a legal value is, in words."""
+        if self.legal is not None:
+            return self.written
         if self.kind is bool:
             return "true or false"
         if self.kind is str:
@@ -233,6 +250,10 @@ class Option:
         Raises:
             ValueError: If it is none; `expected` says what would be.
         """
+        if self.legal is not None:
+            if not self.legal(value):
+                raise ValueError
+            return value
         if self.kind is float and type(value) is int:
             value = float(value)
         if type(value) is not self.kind:
@@ -270,6 +291,8 @@ class AttentionVariant:
         path: "module:function" of (length, device type, name of the dtype) to the way that `function` takes there, in
             words, with the keyword arguments head_dim, dropout and the options; None where there is one way only.
         library_name: The library's name of the implementation, where it is the library's own.
+        keeps_map: Whether the map that it computes can be kept for other layers.
+        shares_maps: True where it is no attention itself, but says which layers share the map of another.
     """
 
     name: str
@@ -284,3 +307,5 @@ class AttentionVariant:
     flops: Callable[..., int] | None = None
     path: str | None = None
     library_name: str | None = None
+    keeps_map: bool = False
+    shares_maps: bool = False

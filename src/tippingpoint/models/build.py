@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tippingpoint.errors import InputError, UnsupportedError
 from tippingpoint.models.architecture import Architecture
-from tippingpoint.models.catalog import architecture_of, check_subject
+from tippingpoint.models.catalog import VARIANTS, architecture_of, check_subject
 from tippingpoint.models.swap import swap_attention, with_max_length
 from tippingpoint.units import format_length
 from tippingpoint.workload import Workload
@@ -163,7 +163,8 @@ def _make(workload: Workload, config: transformers.PretrainedConfig, device: str
     row = architecture_of(subject)
     with torch.device(device):
         model = make_model(row, config)
-        for variant in subject.variants:
+        # Maps are shared of what stands in the layers, so that comes last.
+        for variant in sorted(subject.variants, key=lambda variant: VARIANTS[variant.name].shares_maps):
             swap_attention(model, str(with_max_length(variant, row.executed_positions(workload.length))))
     return model
 

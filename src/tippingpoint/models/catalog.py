@@ -16,8 +16,9 @@ from tippingpoint.models.attention_flops import (
     nystrom_flops,
     pooled_flops,
 )
-from tippingpoint.models.flops import AttentionFlops, attend, full_attention, local_pairs
-from tippingpoint.models.layers import OPTION, layers_of, parse_layers
+from tippingpoint.models.flops import AttentionFlops, attend, linear, local_pairs
+from tippingpoint.models.groups import GROUP, REUSE, WRITTEN, groups_of, is_groups, reuse_of, sources
+from tippingpoint.models.layers import OPTION, layers_of, parse_layers, without_layers
 from tippingpoint.models.plugins import Table
 from tippingpoint.workload import Subject, Variant, Workload
 
@@ -38,6 +39,7 @@ VARIANTS: Mapping[str, AttentionVariant] = Table(
         exact=True,
         paper="arXiv:2205.14135",
         library_name="sdpa",
+        keeps_map=True,
     ),
     AttentionVariant(
         name="eager",
@@ -76,6 +78,7 @@ VARIANTS: Mapping[str, AttentionVariant] = Table(
         oracle="tippingpoint.attention.reference:local_attention",
         pairs=local_pairs,
         path="tippingpoint.attention.local:describe_way",
+        keeps_map=True,
     ),
     AttentionVariant(
         name="nystrom",
@@ -160,6 +163,35 @@ VARIANTS: Mapping[str, AttentionVariant] = Table(
         oracle="tippingpoint.attention.reference:kept_heads_attention",
         flops=heads_flops,
     ),
+    AttentionVariant(
+        name=REUSE,
+        title="groups of layers share one attention map; goes with local",
+        exact=False,
+        paper="arXiv:2301.12444",
+        options={
+            GROUP: Option(
+                kind=int,
+                default=2,
+                meaning="layers that share a map, the first of which computes it; or which layers do",
+                legal=is_groups,
+                written=WRITTEN,
+            ),
+            "mode": Option(
+                kind=str,
+                choices=("auto", "map", "recompute"),
+                default="auto",
+                meaning="keep the map, or queries and keys for fused attention in every layer; auto measures",
+            ),
+            "maps": Option(
+                kind=str,
+                choices=("same", "bfloat16"),
+                default="same",
+                off="same",
+                meaning="what maps are kept in: as the model computes, or in bfloat16",
+            ),
+        },
+        shares_maps=True,
+    ),
 )
 
 
@@ -223,25 +255,60 @@ def check_subject(subject: Subject) -> Subject:
         InputError: If a name, option or value is not legal.
     """
     architecture = architecture_of(subject)
-    if subject.variants and not architecture.takes_variants:
+    refused = [v for v in subject.variants if v.name in VARIANTS and not architecture.takes(VARIANTS[v.name])]
+    if refused:
         reason = (
             f"has an attention of its own ({architecture.efficient_attention})"
             if architecture.efficient_attention
             else f"computes its scores in a way of its own ({architecture.own_scores})"
         )
+        able = [row.name for row in ARCHITECTURES.values() if row.takes(VARIANTS[refused[0].name])]
         raise UnsupportedError(
-            f"{architecture.name} {reason} and takes no variant; drop '@{subject.variants[0]}', or put the variant "
-            f"into one of {', '.join(a.name for a in ARCHITECTURES.values() if a.takes_variants)}"
+            f"{architecture.name} {reason} and cannot take '{refused[0]}'; drop it, or put it into one of "
+            f"{', '.join(able)}"
         )
     subject = resolve(subject, architecture.modality)
     for first, second in combinations(subject.variants, 2):
         places = [dict(variant.options).get(OPTION) for variant in (first, second)]
-        if None in places or set(parse_layers(places[0] or 0)) & set(parse_layers(places[1] or 0)):
+        apart = None not in places and not set(parse_layers(places[0] or 0)) & set(parse_layers(places[1] or 0))
+        sharing = [VARIANTS[variant.name].shares_maps for variant in (first, second)]
+        if True in sharing:
+            other = second if sharing[0] else first
+            if apart or (VARIANTS[other.name].keeps_map and VARIANTS[other.name].library_name is None):
+                continue
+            raise UnsupportedError(
+                f"variants {first.name} and {second.name} do not compose: {other.name} leaves no map to share; give "
+                f"each layers of its own, such as {other.name}:layers=0-5+{REUSE}:layers=6-11"
+            )
+        if not apart:
             raise UnsupportedError(
                 f"variants {first.name} and {second.name} do not compose; two stand in one model where each has "
                 f"layers of its own, such as {first.name}:layers=0-5+{second.name}:layers=6-11"
             )
     return subject
+
+
+def standing(subject: Subject, layers: Sequence[int], count: int) -> list[Variant]:
+    """Return what a subject puts into each layer of a model: `sdpa` where it says nothing.
+
+    Args:
+        subject: With its options checked; `reuse` says which layers take over a map by `reuse:of=LAYER`.
+        layers: Those that take a variant: all but those with a window of their own.
+        count: Layers of the model.
+    """
+    found = [Variant("sdpa")] * count
+    for variant in subject.variants:
+        if not VARIANTS[variant.name].shares_maps:
+            full = VARIANTS[variant.name].library_name is not None
+            for layer in layers_of(variant, count):
+                found[layer] = without_layers(variant) if full or layer in layers else found[layer]
+    for variant in subject.variants:
+        if VARIANTS[variant.name].shares_maps:
+            able = [layer for layer in layers if VARIANTS[found[layer].name].keeps_map]
+            options: dict[str, Any] = dict(variant.options)
+            for layer, of in sources(groups_of(variant, found, able)).items():
+                found[layer] = reuse_of(of, options["mode"], options.get("maps", "same"), None)
+    return found
 
 
 def modality_of(subjects: tuple[Subject, ...]) -> str:
@@ -287,24 +354,37 @@ def algorithmic_flops(workload: Workload, config: Mapping[str, Any]) -> int | No
     if architecture.flops is None:
         return None
     rows = [VARIANTS[variant.name] for variant in subject.variants]
-    if any(row.flops is None and row.pairs is None and not row.exact for row in rows):
+    if any(row.flops is None and row.pairs is None and not (row.exact or row.shares_maps) for row in rows):
         return None
-    attention = _attention_flops(subject, architecture.shape(config).layers)
-    return architecture.flops(config, workload.batch_size, workload.length, attention).of_phase(workload.phase)
+    count = architecture.shape(config).layers
+    forward = architecture.flops(config, workload.batch_size, workload.length, _attention_flops(subject, count))
+    if architecture.scores is not None:
+        computing = sum(variant.name != REUSE for variant in standing(subject, range(count), count))
+        forward += architecture.scores(config, workload.batch_size, workload.length) * computing
+    return forward.of_phase(workload.phase)
 
 
 def _attention_flops(subject: Subject, count: int) -> AttentionFlops:
     """Return what the self-attention of a subject with `count` layers asks for: full, but where a variant stands."""
-    standing = {layer: variant for variant in subject.variants for layer in layers_of(variant, count)}
 
     def attention(positions: int, heads: int, head_dim: int, layers: Sequence[int]) -> int:
-        total = full_attention(positions, heads, head_dim, [layer for layer in layers if layer not in standing])
-        for layer in layers:
-            if layer in standing:
-                total += _variant_flops(standing[layer], positions, heads, head_dim)
-        return total
+        there = standing(subject, layers, count)
+        return sum(_layer_flops(layer, there, positions, heads, head_dim) for layer in layers)
 
     return attention
+
+
+def _layer_flops(layer: int, there: Sequence[Variant], positions: int, heads: int, head_dim: int) -> int:
+    """Return what one layer's attention asks for, for one sequence, beside its projections."""
+    variant = there[layer]
+    if variant.name != REUSE:
+        return _variant_flops(variant, positions, heads, head_dim)
+    options: dict[str, Any] = dict(variant.options)
+    source = _variant_flops(there[options["of"]], positions, heads, head_dim)
+    # Values are weighed, which is half of attention, and neither queries nor keys are projected. Where queries and
+    # keys are kept in place of the map, to score them again is the implementation's way, not the definition's.
+    width = heads * head_dim
+    return source // 2 - 2 * linear(positions, width, width)
 
 
 def _variant_flops(variant: Variant, positions: int, heads: int, head_dim: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
@@ -36,7 +36,12 @@ class Opened(NamedTuple):
 
 
 def make_model(
-    folder: Path, values: Mapping[str, Any], weights: dict[str, Tensor], dtype: torch.dtype | None = None
+    folder: Path,
+    values: Mapping[str, Any],
+    weights: dict[str, Tensor],
+    dtype: torch.dtype | None = None,
+    *,
+    without: Callable[[PreTrainedModel], Collection[str]] = lambda model: (),
 ) -> Opened:
     """Make the model of a configuration and its weights, in evaluation mode.
 
@@ -45,6 +50,7 @@ def make_model(
         values: The configuration.
         weights: By the names that they have in the files.
         dtype: Of the model; that of the checkpoint by default.
+        without: The model to the names of its parameters that the checkpoint need not have.
 
     Raises:
         InputError: If the library knows no such model.
@@ -67,7 +73,7 @@ def make_model(
         reason = shorten(str(error), 300)
         raise DataError(f"{model_class.__name__} cannot be made of {str(folder)!r}: {reason}") from error
     model, info = loaded
-    left_out, new = _check_fit(model, info, folder)
+    left_out, new = _check_fit(model, info, folder, without(model))
     model.config.name_or_path = str(folder)
     return Opened(model.eval(), left_out, new)
 
@@ -122,10 +128,10 @@ def _generation_config(folder: Path, values: Mapping[str, Any]) -> GenerationCon
 
 
 def _check_fit(
-    model: PreTrainedModel, info: Mapping[str, Any], folder: Path
+    model: PreTrainedModel, info: Mapping[str, Any], folder: Path, without: Collection[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the weights that are left out and those that are new, where both are harmless."""
-    missing = sorted(info["missing_keys"])
+    missing = sorted(set(info["missing_keys"]).difference(without))
     new = [name for name in missing if name.endswith(_TRAINING_ONLY)]
     missing = [name for name in missing if name not in new]
     unexpected = sorted(info["unexpected_keys"])

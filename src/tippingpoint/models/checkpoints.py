@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tippingpoint.errors import DataError, InputError, UnsupportedError
-from tippingpoint.models.catalog import ARCHITECTURES, resolve
+from tippingpoint.models.catalog import ARCHITECTURES, VARIANTS, resolve
 from tippingpoint.models.checkpoint_files import (
     CONFIG,
     check_output,
@@ -34,8 +35,10 @@ from tippingpoint.models.checkpoint_files import (
     written_whole,
 )
 from tippingpoint.models.checkpoint_models import Opened, make_model, quiet_library
+from tippingpoint.models.groups import REUSE
 from tippingpoint.models.layers import layers_of
-from tippingpoint.models.swap import CONFIG_KEY, LayerAttention, swap_attention, variants_of
+from tippingpoint.models.sharing import reuse_attention, unneeded_parameters
+from tippingpoint.models.swap import CONFIG_KEY, swap_attention, variants_of
 from tippingpoint.units import MODALITIES, format_bytes, format_items, format_length
 from tippingpoint.workload import DTYPES, Subject, Variant, check_choice
 
@@ -84,7 +87,8 @@ class Conversion:
 
     def __str__(self) -> str:
         before, after = self.parameters_before, self.parameters_after
-        more = f"{after:,} ({after - before:+,} of the variant)" if after != before else f"{after:,}, as before"
+        of = "of the variant" if after > before else "of layers that reuse a map"
+        more = f"{after:,} ({after - before:+,} {of})" if after != before else f"{after:,}, as before"
         changed = f"{len(self.changed)} of {len(self.attention)} layers changed"
         lines = [
             f"{self.model}: {_by_layers(self.attention)}; {changed}",
@@ -233,9 +237,9 @@ def _put(model: PreTrainedModel, variants: Sequence[Variant]) -> tuple[tuple[Var
     """Put variants into a model; return what stood in its layers before and what stands there now."""
     taken: dict[int, Variant] = {}
     before = _standing(model)
-    for variant in variants:
+    for variant in sorted(variants, key=lambda variant: VARIANTS[variant.name].shares_maps):
         swap_attention(model, str(variant))
-        for number in layers_of(variant, len(variants_of(model))):
+        for number in () if VARIANTS[variant.name].shares_maps else layers_of(variant, len(variants_of(model))):
             if number in taken:
                 raise UnsupportedError(
                     f"'{taken[number]}' and '{variant}' are both for layer {number}; give each its own, such as "
@@ -258,10 +262,20 @@ def _open(folder: Path, dtype: torch.dtype | None = None) -> Opened:
     """Open a checkpoint with what stands in it."""
     weights = read_weights(folder)
     learned = {name: weights.pop(name) for name in list(weights) if _LEARNED in name}
-    opened = make_model(folder, read_config(folder), weights, dtype)
+    config = read_config(folder)
+    reusing = _reusing_layers(config)
+    opened = make_model(folder, config, weights, dtype, without=lambda model: unneeded_parameters(model, reusing))
     _restore(opened.model, learned, folder)
     opened.model.eval()
     return opened
+
+
+def _reusing_layers(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the layers that take over the map of another, by what a configuration says stands in them."""
+    record = config.get(CONFIG_KEY)
+    texts = record.get("attention") if isinstance(record, dict) else None
+    texts = texts if isinstance(texts, list) else ()
+    return tuple(n for n, text in enumerate(texts) if isinstance(text, str) and Variant.parse(text).name == REUSE)
 
 
 def _restore(model: PreTrainedModel, learned: Mapping[str, Tensor], folder: Path) -> None:
@@ -281,7 +295,8 @@ def _restore(model: PreTrainedModel, learned: Mapping[str, Tensor], folder: Path
                 f"the config.json in {str(folder)!r} has variants for {len(wanted)} layers, and "
                 f"{type(model).__name__} has {len(standing)}; convert the checkpoint again"
             )
-        for variant in dict.fromkeys(wanted):
+        reusing = {number: variant for number, variant in enumerate(wanted) if variant.name == REUSE}
+        for variant in dict.fromkeys(v for v in wanted if v.name != REUSE):
             pairs = enumerate(zip(wanted, standing, strict=True))
             numbers = [number for number, (own, now) in pairs if own == variant != now]
             try:
@@ -292,12 +307,31 @@ def _restore(model: PreTrainedModel, learned: Mapping[str, Tensor], folder: Path
                     f"'{variant}', which {str(folder)!r} was converted to, cannot be put in place: {error} Is the "
                     "package installed that it came from?"
                 ) from error
+        if reusing:
+            _restore_reuse(model, reusing, folder)
     _restore_learned(model, learned, folder)
 
 
+def _restore_reuse(model: PreTrainedModel, reusing: Mapping[int, Variant], folder: Path) -> None:
+    """Let the layers share maps that a configuration says do: `reuse:of=LAYER`, with its mode, maps and heads."""
+    options: dict[int, dict[str, Any]] = {number: dict(variant.options) for number, variant in reusing.items()}
+    try:
+        groups = [
+            [of, *(n for n in options if options[n]["of"] == of)] for of in {o["of"]: 0 for o in options.values()}
+        ]
+        heads = {n: [int(head) for head in str(o["heads"]).split("-")] for n, o in options.items() if "heads" in o}
+        first = next(iter(options.values()))
+        map_dtype = torch.bfloat16 if first.get("maps") == "bfloat16" else None
+        reuse_attention(model, groups, mode=first["mode"], map_dtype=map_dtype, heads=heads)
+    except (KeyError, ValueError, TypeError) as error:
+        raise DataError(
+            f"the config.json in {str(folder)!r} says which layers share attention maps in a way that cannot be "
+            f"followed: {shorten(str(error), 200)}; convert the checkpoint again"
+        ) from error
+
+
 def _restore_learned(model: PreTrainedModel, learned: Mapping[str, Tensor], folder: Path) -> None:
-    slots = [module for module in model.modules() if isinstance(module, LayerAttention)]
-    modules = [slot.learned for slot in slots if isinstance(getattr(slot, "learned", None), nn.Module)]
+    modules = [module for name, module in model.named_modules() if f".{name}.".endswith(_LEARNED)]
     layers: dict[str, dict[str, Tensor]] = {}
     # The library may call layers otherwise in the file than in the model; their order is the same.
     for name in sorted(learned, key=_natural):

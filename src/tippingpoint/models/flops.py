@@ -34,6 +34,18 @@ class ForwardFlops:
     first: int = 0
     unreached: int = 0
 
+    def __add__(self, other: ForwardFlops) -> ForwardFlops:
+        """Return the FLOPs of both."""
+        return ForwardFlops(
+            inner=self.inner + other.inner,
+            first=self.first + other.first,
+            unreached=self.unreached + other.unreached,
+        )
+
+    def __mul__(self, times: int) -> ForwardFlops:
+        """Return the FLOPs of several times this."""
+        return ForwardFlops(inner=times * self.inner, first=times * self.first, unreached=times * self.unreached)
+
     def of_phase(self, phase: str) -> int:
         """Return FLOPs of one call of a phase ("inference" or "training")."""
         if phase == "training":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Iterable
 
 from tippingpoint.errors import InputError
 from tippingpoint.workload import OptionValue, Variant
@@ -27,6 +29,22 @@ def parse_layers(value: OptionValue) -> range:
         if first <= last and step:
             return range(first, last + 1, step)
     raise InputError(f"{OPTION} ({MEANING}) must be written N, FIRST-LAST or FIRST-LAST/STEP, got {value!r}")
+
+
+def write_layers(layers: Iterable[int]) -> OptionValue:
+    """Return layers as the option's value.
+
+    Raises:
+        InputError: If they are not evenly spaced: such layers cannot be written.
+    """
+    numbers = sorted(set(layers))
+    steps = {later - earlier for earlier, later in itertools.pairwise(numbers)}
+    if not numbers or len(steps) > 1:
+        raise InputError(f"expected layers that are evenly spaced, got {numbers}")
+    if not steps:
+        return numbers[0]
+    step = steps.pop()
+    return f"{numbers[0]}-{numbers[-1]}" + (f"/{step}" if step > 1 else "")
 
 
 def layers_of(variant: Variant, count: int) -> range:

@@ -205,9 +205,12 @@ def _conformer_flops(
     first, front_end, count = front_end_flops(config, batch_size, length)
     shape = plain_shape(config)
     projection = linear(batch_size * count, config["conv_dim"][-1], shape.width)
-    projections, scores = relative_scores(shape, batch_size, count)
     layers = conformer(shape, batch_size, count, config["conv_depthwise_kernel_size"], attention)
-    return ForwardFlops(inner=front_end + projection + layers + scores, first=first + projections)
+    return ForwardFlops(inner=front_end + projection + layers, first=first)
+
+
+def _conformer_scores(config: Mapping[str, Any], batch_size: int, length: float) -> ForwardFlops:
+    return relative_scores(plain_shape(config), batch_size, front_end_frames(length))
 
 
 _CONFORMER = {
@@ -241,6 +244,8 @@ WAV2VEC2_CONFORMER = Architecture(
         reason="batch normalisation needs two frames in training, and its front end 720 samples for them",
     ),
     own_scores="a term for relative positions, as in Transformer-XL",
+    scores=_conformer_scores,
+    shares_maps=True,
     front_end_values=front_end_values,
     flops=_conformer_flops,
     notes=(

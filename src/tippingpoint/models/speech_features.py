@@ -196,9 +196,12 @@ def _parakeet_flops(
     shape = plain_shape(config)
     positions = _parakeet_positions(length)
     first, subsampling = _subsampling_flops(config, batch_size, _parakeet_frames(length))
-    projections, scores = relative_scores(shape, batch_size, positions)
     layers = conformer(shape, batch_size, positions, config["conv_kernel_size"], attention)
-    return ForwardFlops(inner=subsampling + layers + scores, first=first + projections)
+    return ForwardFlops(inner=subsampling + layers, first=first)
+
+
+def _parakeet_scores(config: Mapping[str, Any], batch_size: int, length: float) -> ForwardFlops:
+    return relative_scores(plain_shape(config), batch_size, _parakeet_positions(length))
 
 
 _PARAKEET = {
@@ -231,6 +234,8 @@ PARAKEET = Architecture(
         reason="batch normalisation needs two positions in training, and 8 frames of 10 ms make one",
     ),
     own_scores="a term for relative positions, as in Transformer-XL",
+    scores=_parakeet_scores,
+    shares_maps=True,
     front_end_values=lambda length: -(-_parakeet_frames(length) // 2) * MEL_BANDS // 2 * 256,
     flops=_parakeet_flops,
     notes=(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tippingpoint.models.flops import AttentionFlops, encoder_linears, linear
+from tippingpoint.models.flops import AttentionFlops, ForwardFlops, encoder_linears, linear
 from tippingpoint.models.shape import Shape
 
 SAMPLING_RATE = 16_000
@@ -93,13 +93,12 @@ def conformer(shape: Shape, batch_size: int, positions: int, taps: int, attentio
     return shape.layers * layer + batch_size * attention(positions, shape.heads, shape.head_dim, range(shape.layers))
 
 
-def relative_scores(shape: Shape, batch_size: int, positions: int) -> tuple[int, int]:
-    """Return FLOPs of relative positions in all layers (arXiv:1901.02860, section 3.3).
+def relative_scores(shape: Shape, batch_size: int, positions: int) -> ForwardFlops:
+    """Return FLOPs of relative positions in one layer (arXiv:1901.02860, section 3.3).
 
-    Returns:
-        Projections of the encodings of all distances, once for the batch, which are constants and need no gradient;
-        and products of each query with the distance to each key. The library scores each query against all
-        distances there are, also those that lead beyond the ends, and cuts these off.
+    These are projections of the encodings of all distances, once for the batch, which are constants and need no
+    gradient; and products of each query with the distance to each key. The library scores each query against all
+    distances there are, also those that lead beyond the ends, and cuts these off.
     """
     projections = linear(2 * positions - 1, shape.width, shape.width)
-    return shape.layers * projections, shape.layers * linear(batch_size * positions * positions, shape.width, 1)
+    return ForwardFlops(inner=linear(batch_size * positions * positions, shape.width, 1), first=projections)

@@ -9,7 +9,6 @@ Registered for attention alone, a name would be handed no padding at all, silent
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -22,10 +21,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, bidirection
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tippingpoint import __version__
-from tippingpoint.attention.full import eager_attention, fused_attention
 from tippingpoint.errors import InputError, UnsupportedError
 from tippingpoint.models.catalog import ARCHITECTURES, VARIANTS, resolve
-from tippingpoint.models.layers import layers_of, without_layers
+from tippingpoint.models.groups import REUSE
+from tippingpoint.models.layer_attention import ComputingAttention, LayerAttention, ReusingAttention
+from tippingpoint.models.layers import OPTION, layers_of, without_layers, write_layers
 from tippingpoint.units import MODALITIES
 from tippingpoint.workload import OptionValue, Subject, Variant
 
@@ -37,66 +37,6 @@ CONFIG_KEY = "tippingpoint"
 _ASKED = "be asked for its variants"
 # How a model's attention names what it adds to its scores, and what moves with the distance of two positions.
 _IN_SCORES = re.compile(r"relative|rel_pos|distance_embedding|linear_pos|pos_bias|position_bias|bias_u")
-# The library's own, for layers beside others that run a variant.
-_LIBRARY_FUNCTIONS: dict[str, Callable[..., Tensor]] = {"sdpa": fused_attention, "eager": eager_attention}
-
-
-def load_function(path: str) -> Callable[..., Any]:
-    """Return the function that a catalogue row names as "module:function".
-
-    Raises:
-        InputError: If there is no such thing.
-    """
-    module, _, name = path.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"a row of the catalogue names {path!r}, which cannot be imported: {error}") from error
-
-
-class LayerAttention(nn.Module):
-    """What one layer of a swapped model runs in place of its own attention.
-
-    A module, so that what a variant learns is in the model's parameters and state, and is copied with it.
-
-    Args:
-        variant: With every option written out, without the layers it is put into.
-    """
-
-    def __init__(self, variant: Variant) -> None:
-        super().__init__()
-        self.variant = variant
-        row = VARIANTS[variant.name]
-        options: dict[str, Any] = dict(variant.options)
-        self._options = options
-        if row.module is not None:
-            self.learned = load_function(row.module)(**options)
-            self._options = {}
-        elif row.function is not None:
-            self._function = load_function(row.function)
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None, dropout: float
-    ) -> Tensor:
-        """Attend, [batch, heads, length, head_dim].
-
-        Raises:
-            UnsupportedError: If the model's mask says more than which tokens are padding.
-        """
-        if self.variant.name in _LIBRARY_FUNCTIONS:
-            function = _LIBRARY_FUNCTIONS[self.variant.name]
-            return function(query, key, value, mask=mask, scale=scale, dropout=dropout)
-        if mask is not None and mask.ndim != 2:
-            raise UnsupportedError(
-                f"'{self.variant}' takes padding only, and the model adds a mask or position bias of shape "
-                f"{list(mask.shape)} to its scores"
-            )
-        function = self.learned if hasattr(self, "learned") else self._function
-        return function(query, key, value, padding_mask=mask, scale=scale, dropout=dropout, **self._options)
-
-    def extra_repr(self) -> str:
-        """Return the variant as a subject writes it."""
-        return str(self.variant)
 
 
 def swap_attention(
@@ -119,7 +59,8 @@ def swap_attention(
         The same model.
 
     Raises:
-        UnsupportedError: If the model computes its attention by itself and cannot take another.
+        UnsupportedError: If the model computes its attention by itself and cannot take another, or its layers share
+            attention maps.
         InputError: If the variant, an option or a layer is not legal.
     """
     spec = Variant.parse(variant)
@@ -127,22 +68,35 @@ def swap_attention(
     model_type = getattr(model.config, "model_type", "")
     modality = ARCHITECTURES[model_type].modality if model_type in ARCHITECTURES else MODALITIES[0]
     spec = resolve(Subject(model_type or "model", (spec,)), modality).variants[0]
-    attentions = find_attentions(model, f"take '{spec}'")
+    row = VARIANTS[spec.name]
+    if row.shares_maps:
+        # Imported where it is used: it stands above this module.
+        from tippingpoint.models.sharing import put_reuse
+
+        chosen = () if layers is None else [(OPTION, write_layers(layers))]
+        put_reuse(model, Variant(spec.name, (*spec.options, *chosen)))
+        return model
+    full = row.library_name is not None
+    attentions = find_attentions(model, f"take '{spec}'", own_scores=full)
+    if any(standing_in(attention).name == REUSE for attention in attentions):
+        raise UnsupportedError(
+            f"layers of {type(model).__name__} share attention maps and have given up their queries and keys; load "
+            f"the checkpoint again, put '{spec}' in, and share maps after that"
+        )
     numbers = layers_of(spec, len(attentions)) if layers is None else _check_layers(layers, len(attentions))
-    full = VARIANTS[spec.name].library_name is not None
-    own = [number for number in numbers if _has_window(attentions[number]) and not full]
+    own = [number for number in numbers if has_window(attentions[number]) and not full]
     if own and (len(numbers) < len(attentions) or len(own) == len(numbers)):
-        others = [number for number, attention in enumerate(attentions) if not _has_window(attention)]
+        others = [number for number, attention in enumerate(attentions) if not has_window(attention)]
         raise UnsupportedError(
             f"layers {own} of {type(model).__name__} attend within a window of their own and cannot take '{spec}'; "
             f"those that can are {others or 'none'}"
         )
     limit = getattr(model.config, "max_position_embeddings", None)
     spec = with_max_length(without_layers(spec), limit if isinstance(limit, int) else None)
-    standing = [_standing_in(attention) for attention in attentions]
+    standing = [standing_in(attention) for attention in attentions]
     for number in set(numbers).difference(own):
         standing[number] = spec
-    _install(model, attentions, standing)
+    install(model, attentions, standing)
     return model
 
 
@@ -152,15 +106,18 @@ def variants_of(model: PreTrainedModel) -> tuple[Variant, ...]:
     Raises:
         UnsupportedError: If the model's attention is not the library's interface's.
     """
-    return tuple(_standing_in(attention) for attention in find_attentions(model, _ASKED))
+    return tuple(standing_in(attention) for attention in find_attentions(model, _ASKED, own_scores=True))
 
 
 def windowed_layers(model: PreTrainedModel) -> tuple[int, ...]:
     """Return the layers of a model's encoder that attend within a window of their own, which no variant replaces."""
-    return tuple(n for n, attention in enumerate(find_attentions(model, _ASKED)) if _has_window(attention))
+    return tuple(
+        n for n, attention in enumerate(find_attentions(model, _ASKED, own_scores=True)) if has_window(attention)
+    )
 
 
-def _standing_in(attention: nn.Module) -> Variant:
+def standing_in(attention: nn.Module) -> Variant:
+    """Return what stands in an attention of a model."""
     slot = getattr(attention, _SLOT, None)
     if isinstance(slot, LayerAttention):
         return slot.variant
@@ -168,7 +125,8 @@ def _standing_in(attention: nn.Module) -> Variant:
     return Variant(config._attn_implementation)
 
 
-def _has_window(attention: nn.Module) -> bool:
+def has_window(attention: nn.Module) -> bool:
+    """Whether an attention sees a window of the model's own."""
     return getattr(attention, "sliding_window", None) is not None
 
 
@@ -266,8 +224,17 @@ def _in_scores(module: nn.Module) -> list[str]:
     return [name for name in names if _IN_SCORES.search(name) and name != "relative_position_embeddings"]
 
 
-def _install(model: PreTrainedModel, attentions: Sequence[nn.Module], standing: Sequence[Variant]) -> None:
-    """Let each attention run what stands for it."""
+def install(model: PreTrainedModel, attentions: Sequence[nn.Module], standing: Sequence[Variant]) -> None:
+    """Let each attention run what stands for it.
+
+    Args:
+        model: Which is changed, with its configuration.
+        attentions: Of its encoder, in the order of the layers.
+        standing: What is to run in each, with every option written out; `reuse:of=0` takes the map of layer 0.
+
+    Raises:
+        UnsupportedError: If the model cannot take them.
+    """
     names = {getattr(VARIANTS.get(variant.name), "library_name", None) for variant in standing}
     everywhere = names.pop() if len(names) == 1 else None
     if everywhere is not None:
@@ -276,7 +243,7 @@ def _install(model: PreTrainedModel, attentions: Sequence[nn.Module], standing: 
             if hasattr(attention, _SLOT):
                 delattr(attention, _SLOT)
     else:
-        slots = [_slot(attention, variant) for attention, variant in zip(attentions, standing, strict=True)]
+        slots = [_slot(attention, number, standing) for number, attention in enumerate(attentions)]
         for attention, slot in zip(attentions, slots, strict=True):
             setattr(attention, _SLOT, slot)
     _name_in_config(model, attentions, everywhere or LIBRARY_NAME)
@@ -287,17 +254,31 @@ def _install(model: PreTrainedModel, attentions: Sequence[nn.Module], standing: 
         delattr(config, CONFIG_KEY)
 
 
-def _slot(attention: nn.Module, variant: Variant) -> LayerAttention:
-    """Return what runs a variant in a layer: what stands there already, if it is the same."""
+def _slot(attention: nn.Module, number: int, standing: Sequence[Variant]) -> LayerAttention:
+    """Return what runs a layer's variant: what stands there already, if it is the same."""
+    variant = standing[number]
     slot = getattr(attention, _SLOT, None)
-    if isinstance(slot, LayerAttention) and slot.variant == variant:
+    users = [user for user, other in enumerate(standing) if dict(other.options).get("of") == number]
+    if isinstance(slot, LayerAttention) and slot.variant == variant and not users:
         return slot
     if variant.name not in VARIANTS:
         raise UnsupportedError(
             f"a layer that keeps its own attention runs '{variant}', which cannot stand beside another; put 'sdpa' "
             "or 'eager' into the whole model first"
         )
-    slot = LayerAttention(variant)
+    options: dict[str, Any] = dict(variant.options)
+    if variant.name == REUSE:
+        of = options["of"]
+        last = all(dict(other.options).get("of") != of for other in standing[number + 1 :])
+        heads = options.get("heads")
+        taken = None if heads is None else [int(head) for head in str(heads).split("-")]
+        slot = ReusingAttention(variant, taken, last=last)
+    elif users:
+        shared: dict[str, Any] = dict(standing[users[0]].options)
+        map_dtype = torch.bfloat16 if shared.get("maps") == "bfloat16" else None
+        slot = ComputingAttention(variant, number, shared["mode"], map_dtype, len(users))
+    else:
+        slot = LayerAttention(variant)
     like = next(attention.parameters(), None)
     if like is not None:
         slot.to(like.device, like.dtype)
@@ -381,7 +362,7 @@ def _attend(
             f"'{slot.variant}' is a self-attention, and {type(module).__name__} attends from {query.shape[2]} "
             f"to {key.shape[2]} positions"
         )
-    extra = [name for name in ("position_bias", "softcap", "s_aux") if others.get(name) is not None]
+    extra = [name for name in ("softcap", "s_aux") if others.get(name) is not None]
     if extra or others.get("output_attentions") or others.get("is_causal"):
         raise UnsupportedError(
             f"'{slot.variant}' has no dense scores to change or to give back, and {type(module).__name__} asks for "
@@ -389,7 +370,7 @@ def _attend(
         )
     if key.shape[1] != query.shape[1]:  # several query heads share a head of keys and values
         key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
-    output = slot(query, key, value, attention_mask, scaling, dropout)
+    output = slot(query, key, value, attention_mask, others.get("position_bias"), scaling, dropout)
     # The library's convention is [batch, length, heads, head_dim].
     return output.transpose(1, 2).contiguous(), None
 

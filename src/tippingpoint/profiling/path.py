@@ -13,12 +13,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tippingpoint.errors import UnsupportedError
 from tippingpoint.models.build import LiveSubject
-from tippingpoint.models.catalog import VARIANTS, check_subject
-from tippingpoint.models.layers import layers_of, without_layers
+from tippingpoint.models.catalog import VARIANTS, check_subject, standing
+from tippingpoint.models.layer_attention import ComputingAttention, LayerAttention, load_function
+from tippingpoint.models.layers import without_layers
 from tippingpoint.models.swap import (
     LIBRARY_NAME,
-    LayerAttention,
-    load_function,
     variants_of,
     windowed_layers,
     with_max_length,
@@ -89,34 +88,32 @@ def describe_path(
         return architecture.efficient_attention
     fused = {name: n for name, n in operators.items() if "attention" in name and "backward" not in name}
     kernel = ", ".join(f"{name} x{n}" for name, n in sorted(fused.items())) or "unfused operators"
-    if architecture.own_scores:
-        return f"full, {architecture.own_scores} ({kernel})"
+    full = f"full, {architecture.own_scores} ({kernel})"
+    if architecture.own_scores and not architecture.shares_maps:
+        return full
     layers = architecture.shape(subject.config).layers
-    asked = check_subject(workload.subject).variants or (_FUSED,)
-    names = {VARIANTS[variant.name].library_name or LIBRARY_NAME for variant in asked}
-    wanted = Counter() if names == {"eager"} else Counter({names.pop(): layers})
-    standing = variants_of(subject.model)
-    if functions != wanted or not _stand(asked, standing, windowed_layers(subject.model)):
+    subject_asked = check_subject(workload.subject)
+    windowed = windowed_layers(subject.model)
+    asked = standing(subject_asked, [layer for layer in range(layers) if layer not in windowed], layers)
+    there = variants_of(subject.model)
+    names = {VARIANTS[variant.name].library_name for variant in asked}
+    name = (names.pop() if len(names) == 1 else None) or LIBRARY_NAME
+    # The library's eager path does not go through its table of functions.
+    wanted = Counter() if name == "eager" else Counter({name: layers})
+    if functions != wanted or not all(map(_is, asked, there)):
         raise UnsupportedError(
-            f"{workload.subject} was to run '{'+'.join(map(str, asked))}' in {layers} layers, and what ran was "
-            f"{dict(functions) or 'the eager path'} with {_listed(standing)}"
+            f"{workload.subject} was to run {_listed(asked)} in {layers} layers, and what ran was "
+            f"{dict(functions) or 'the eager path'} with {_listed(there)}"
         )
     if not functions:
         return "eager"
-    ways = [f"{variant}{_way(variant, workload, subject, functions.dropout)}" for variant in asked]
+    if not subject_asked.variants and architecture.own_scores:
+        return full
+    ways = [
+        f"{variant}{_way(variant, workload, subject, functions.dropout)}"
+        for variant in subject_asked.variants or (_FUSED,)
+    ]
     return f"{' and '.join(ways)} ({kernel})"
-
-
-def _stand(asked: Sequence[Variant], standing: Sequence[Variant], windowed: Sequence[int]) -> bool:
-    """Whether what stands in each layer is what was asked for; its longest input may be written out."""
-    wanted = [_FUSED] * len(standing)
-    for variant in asked:
-        replaced = set(layers_of(variant, len(standing)))
-        if VARIANTS[variant.name].library_name is None:
-            replaced -= set(windowed)
-        for layer in replaced:
-            wanted[layer] = without_layers(variant)
-    return all(map(_is, wanted, standing))
 
 
 def _is(asked: Variant, there: Variant) -> bool:
@@ -131,6 +128,9 @@ def _listed(standing: Sequence[Variant]) -> str:
 def _way(variant: Variant, workload: Workload, subject: LiveSubject, dropout: float) -> str:
     """Return which of its ways a variant's function takes in the workload, where it has several."""
     row = VARIANTS[variant.name]
+    if row.shares_maps:
+        modes = {module.ran for module in subject.model.modules() if isinstance(module, ComputingAttention)}
+        return f", {' and '.join(sorted(modes)) or 'no layers that share'}"
     if row.path is None:
         return ""
     describe = load_function(row.path)
