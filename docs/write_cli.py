@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 # Help is wrapped to the terminal's width; the page must not depend on it.
 os.environ["COLUMNS"] = "100"
@@ -31,11 +32,18 @@ def page() -> str:
     assert isinstance(root, TyperGroup)
     parts = [_HEAD]
     with Context(root, info_name="tippingpoint", max_content_width=100, terminal_width=100) as outer:
-        for name, command in root.commands.items():
-            with Context(command, info_name=name, parent=outer, max_content_width=100, terminal_width=100) as inner:
-                text = "\n".join(line.rstrip() for line in command.get_help(inner).splitlines())
-            parts.append(f"## tippingpoint {name}\n\n```text\n{text}\n```\n")
+        _add(parts, root, outer)
     return "\n".join(parts)
+
+
+def _add(parts: list[str], group: TyperGroup, outer: Any) -> None:
+    """Add the help of every verb of a group, and of the verbs below it."""
+    for name, command in group.commands.items():
+        with Context(command, info_name=name, parent=outer, max_content_width=100, terminal_width=100) as inner:
+            text = "\n".join(line.rstrip() for line in command.get_help(inner).splitlines())
+            parts.append(f"## {inner.command_path}\n\n```text\n{text}\n```\n")
+            if isinstance(command, TyperGroup):
+                _add(parts, command, inner)
 
 
 if __name__ == "__main__":

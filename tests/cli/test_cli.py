@@ -10,19 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer.main
 from PIL import Image
 from transformers import HubertConfig, HubertModel
 from typer.core import TyperGroup
 
+from checkpoints import make_bert
 from synthetic import measurement
 from tippingpoint import __version__
 from tippingpoint.cli.app import app
+from tippingpoint.models.map_similarity import plan_reuse
 from tippingpoint.store import Store
 
 _ROOT = typer.main.get_command(app)
 assert isinstance(_ROOT, TyperGroup)
-VERBS = dict(_ROOT.commands)
+TOP = tuple(_ROOT.commands)
+VERBS = {
+    f"{name} {below}" if below else name: verb
+    for name, command in _ROOT.commands.items()
+    for below, verb in (command.commands.items() if isinstance(command, TyperGroup) else [("", command)])
+}
 MEASURING = ("profile", "find", "study", "recommend", "predict")
 
 Run = tuple[int, str, str]
@@ -62,6 +70,9 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
     config = HubertConfig.from_dict({**shape, "conv_dim": [16] * 7, "num_conv_pos_embeddings": 16})
     HubertModel(config).save_pretrained(folder / "my_hubert")
+    bert = make_bert(folder / "my_bert", [path.read_text() for path in folder.glob("**/*.md")])
+    words = [{"input_ids": torch.tensor([[2, 5, 6, 7, 8, 9, 3]])}]
+    (folder / "plan.json").write_text(plan_reuse(bert, words, 2).to_json())
     return folder
 
 
@@ -81,7 +92,7 @@ def test_without_a_verb_the_help_is_shown(run):
     code, out, err = run()
     assert code == 2
     assert "Usage: tippingpoint" in out + err
-    assert all(verb in out + err for verb in VERBS)
+    assert all(verb in out + err for verb in TOP)
 
 
 def test_the_verbs_of_the_first_answer_are_there():
@@ -91,17 +102,17 @@ def test_the_verbs_of_the_first_answer_are_there():
 def test_help_names_every_verb_with_what_it_does(run):
     code, out, err = run("--help")
     assert (code, err) == (0, "")
-    for verb in VERBS:
+    for verb in TOP:
         assert re.search(rf"^\s+{verb}\s+[A-Z]", out, re.MULTILINE), verb
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_with_an_example(run, verb, option):
-    code, out, err = run(verb, option)
+    code, out, err = run(*verb.split(), option)
     assert (code, err) == (0, "")
     assert f"Example: tippingpoint {shlex.join(example_of(verb))}" in " ".join(out.split())
-    assert example_of(verb)[0] == verb
+    assert shlex.join(example_of(verb)).startswith(f"{verb} " if len(example_of(verb)) > 1 else verb)
     assert "--json" in out
 
 
@@ -368,7 +379,7 @@ HEAVY = {"torch", "transformers", "numpy", "yaml", "pyarrow", "soundfile", "PIL"
         (["--help"], HEAVY | {"pydantic"}),
         (["--version"], HEAVY | {"pydantic"}),
         # Typer itself takes pydantic to read the options of a verb.
-        *[([verb, "--help"], HEAVY) for verb in VERBS],
+        *[([*verb.split(), "--help"], HEAVY) for verb in VERBS],
         (["list", "--json"], HEAVY - {"numpy", "yaml"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -48,6 +48,8 @@ def make(encoder: Encoder, **changes: Any) -> PreTrainedModel:
     return model
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BERT = ENCODERS["bert"]
 # The library's eager Parakeet takes its softmax in single precision.
 SINGLE_SOFTMAX = 1e-7

@@ -156,7 +156,8 @@ def test_layers_with_a_window_of_their_own_stay_alone():
 
 def test_groups_are_written_as_the_variant_takes_them():
     assert format_groups(((0,), (1, 2), (3, 4, 5))) == "0_1-2_3-5"
-    assert format_groups(((0, 2), (1,))) == "0,2_1"
+    assert format_groups(((0, 3, 6), (1,))) == "0-6/3_1"
+    assert format_groups(((0, 1, 3), (2,))) == "0,1,3_2"
     text = str(ReusePlan.of(similarity_of(planted([[0], [1, 2], [3, 4, 5]])[0]), 3))
     assert text.startswith("3 maps for 6 layers: 0_1-2_3-5; similarity 0.95 with heads matched, ")
     assert text.endswith("; 75 % of the arithmetic of self-attention")

@@ -17,6 +17,7 @@ from tippingpoint.cli import (
     predict,
     profile,
     recommend,
+    reuse,
     show,
     study,
 )
@@ -63,3 +64,5 @@ for _module, _name in (
     (convert, "convert"),
 ):
     app.command(_name)(_module.command)
+
+app.add_typer(reuse.group)

@@ -1,8 +1,14 @@
-"""Durations of audio files, from their headers."""
+"""Audio files: durations from their headers, and samples."""
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING
+
 from tippingpoint.data.lengths import Skipped
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 METHOD = "audio header: number of frames divided by the sample rate"
@@ -40,3 +46,41 @@ def read_duration(path: str) -> float | Skipped:
     if info.frames <= 0 or info.samplerate <= 0:
         return Skipped(path, "no audio samples")
     return info.frames / info.samplerate
+
+
+def read_waveform(path: str, rate: int, longest: float) -> tuple[np.ndarray, bool] | Skipped:
+    """Return the beginning of a recording as one channel at a sample rate, and whether there was more of it.
+
+    Channels are averaged, and another sample rate is resampled (polyphase filtering).
+
+    Args:
+        path: The file.
+        rate: Samples a second that are wanted.
+        longest: At most so many seconds are decoded.
+
+    Returns:
+        float32 samples, or why there are none.
+    """
+    # Inside, because both take a while to load and only samples need them.
+    import soundfile
+    from scipy.signal import resample_poly
+
+    try:
+        with open(path, "rb") as file:
+            if not file.read(1):
+                return Skipped(path, "empty file")
+        with soundfile.SoundFile(path) as opened:
+            own = opened.samplerate
+            most = max(1, round(longest * own))
+            samples = opened.read(most + 1, dtype="float32", always_2d=True)
+    except OSError as error:
+        return Skipped(path, error.strerror or str(error))
+    except soundfile.SoundFileError:
+        return Skipped(path, "no readable audio")
+    if not len(samples):
+        return Skipped(path, "no audio samples")
+    waveform = samples[:most].mean(axis=1)
+    if own != rate:
+        common = math.gcd(own, rate)
+        waveform = resample_poly(waveform, rate // common, own // common).astype("float32")
+    return waveform, len(samples) > most

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from textwrap import shorten
+from typing import Any
 
 from tippingpoint.data.lengths import Skipped
 from tippingpoint.data.text import Document
@@ -118,7 +119,16 @@ def _tokenizers_counter(file: str, name: str) -> Counter:
     return count
 
 
-def _transformers_counter(source: str, name: str) -> Counter:
+def open_tokenizer(folder: str | os.PathLike[str]) -> Any:
+    """Return the Transformers library's tokenizer of a checkpoint, from its folder alone.
+
+    Raises:
+        DataError: If it cannot be loaded.
+    """
+    return _open_tokenizer(os.fspath(folder), os.fspath(folder), local=True)
+
+
+def _open_tokenizer(source: str, name: str, *, local: bool) -> Any:
     from transformers import AutoTokenizer
 
     # False rather than unset: unset asks on the terminal whether to run the model's own code.
@@ -128,6 +138,8 @@ def _transformers_counter(source: str, name: str) -> Counter:
             # First without the network, whose retries take most of a minute where there is none.
             tokenizer = load(local_files_only=True)
         except OSError:
+            if local:
+                raise
             tokenizer = load()
     except Exception as error:  # network, file and format errors of three libraries
         raise DataError(
@@ -138,6 +150,11 @@ def _transformers_counter(source: str, name: str) -> Counter:
     # Without its vocabulary file the library makes one of special tokens alone and calls everything unknown.
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise DataError(f"the tokenizer {name!r} has no vocabulary; give a folder with its vocabulary file")
+    return tokenizer
+
+
+def _transformers_counter(source: str, name: str) -> Counter:
+    tokenizer = _open_tokenizer(source, name, local=False)
 
     def count(texts: list[str]) -> list[int]:
         if not texts:

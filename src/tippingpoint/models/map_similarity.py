@@ -164,7 +164,7 @@ def _sharing(model: PreTrainedModel) -> list[nn.Module]:
             standing = slots[0].variant if slots else "another attention"
             raise UnsupportedError(
                 f"layer {number} of {type(model).__name__} runs '{standing}' in place of its own attention; plan "
-                "with the model as it was loaded, or after swap_attention(model, 'sdpa')"
+                "with the checkpoint that it was made from"
             )
     deep = getattr(model.config, "num_hidden_layers", None)
     if len(attentions) == 1 and isinstance(deep, int) and deep > 1:

@@ -288,7 +288,8 @@ def check_num_maps(num_maps: int, most: int) -> None:
 def format_groups(groups: Groups) -> str:
     """Return groups as the variant `reuse` takes them: "0_1-2_3-5".
 
-    A group that reaches across layers with a window of their own is written with all its numbers: "0,3,6".
+    A group that reaches across layers with a window of their own is written "0-6/3", and with all its numbers where
+    they are not evenly spaced.
     """
     return "_".join(_format_group(group) for group in groups)
 
@@ -296,9 +297,10 @@ def format_groups(groups: Groups) -> str:
 def _format_group(group: Sequence[int]) -> str:
     if len(group) == 1:
         return str(group[0])
-    if list(group) == list(range(group[0], group[-1] + 1)):
-        return f"{group[0]}-{group[-1]}"
-    return ",".join(map(str, group))
+    step = group[1] - group[0]
+    if list(group) != list(range(group[0], group[-1] + 1, step)):
+        return ",".join(map(str, group))
+    return f"{group[0]}-{group[-1]}" + (f"/{step}" if step > 1 else "")
 
 
 def _layers_of(begins: Sequence[int], similarity: MapSimilarity) -> Groups:

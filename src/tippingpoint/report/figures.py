@@ -9,12 +9,15 @@ import io
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tippingpoint.errors import InputError
 
 if TYPE_CHECKING:
     import altair as alt
+
+    # One with axes of its own, or several beside each other.
+    AnyChart = TypeVar("AnyChart", alt.LayerChart, alt.HConcatChart)
 
 FORMATS = ("svg", "png", "pdf", "html", "json")
 # For print.
@@ -56,7 +59,7 @@ THEME: dict[str, Any] = {
 }
 
 
-def themed(chart: alt.LayerChart) -> alt.LayerChart:
+def themed(chart: AnyChart) -> AnyChart:
     """Return a chart in the look that all figures share."""
     return chart.configure(**THEME)
 
@@ -83,7 +86,7 @@ def length_ticks(low: float, high: float, unit: str) -> list[float]:
     return found
 
 
-def save(chart: alt.LayerChart, path: str | os.PathLike[str]) -> None:
+def save(chart: alt.LayerChart | alt.HConcatChart, path: str | os.PathLike[str]) -> None:
     """Write a figure as its file's name ends: .svg, .png (300 dots per inch), .pdf, .html (works offline) or .json.
 
     The file becomes what it should be at once, or stays what it was.
@@ -120,7 +123,7 @@ def check_path(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _rendered(chart: alt.LayerChart, kind: str) -> bytes:
+def _rendered(chart: alt.LayerChart | alt.HConcatChart, kind: str) -> bytes:
     if kind == "html":
         return chart.to_html(inline=True).encode()
     file = io.BytesIO() if kind in ("png", "pdf") else io.StringIO()
