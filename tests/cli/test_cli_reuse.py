@@ -1,15 +1,19 @@
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 import transformers
 from PIL import Image
 
+import tippingpoint
 from checkpoints import make_bert
 from tippingpoint.models.reuse_plan import ReusePlan
+from tippingpoint.models.sharing import reuse_attention
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -212,3 +216,81 @@ def test_a_checkpoint_without_a_tokenizer_says_so(run, texts, tmp_path):
     code, out, err = run("reuse", "plan", str(tmp_path / "bert"), str(texts))
     assert (code, out) == (1, "")
     assert err.splitlines()[-1].startswith(f"error: the tokenizer '{tmp_path / 'bert'}' ")
+
+
+def test_a_plan_is_applied_to_the_checkpoint(run, bert, texts, tmp_path):
+    plan, output = tmp_path / "plan.json", tmp_path / "shared"
+    assert run("reuse", "plan", str(bert), str(texts), "--num-maps", "2", "--output", str(plan))[0] == 0
+    made = ReusePlan.from_json(plan.read_text())
+    code, out, err = run("reuse", "apply", str(bert), str(plan), "--output", str(output))
+    assert code == 0, err
+    assert out.splitlines()[0] == str(made)
+    assert made.choice.parameters_saved == 2 * 2 * (32 * 32 + 32)
+    model, whole = tippingpoint.load(output), tippingpoint.load(bert)
+    assert model.num_parameters() == whole.num_parameters() - made.choice.parameters_saved
+    expected = reuse_attention(whole, made)
+    ids = torch.tensor([[2, 5, 6, 7, 8, 9, 10, 3]])
+    with torch.inference_mode():
+        assert torch.equal(model(input_ids=ids)[0], expected(input_ids=ids)[0])
+    code, _, err = run("reuse", "plan", str(output), str(texts))
+    assert code == 2
+    assert "in place of its own attention; plan with the checkpoint that it was made from" in err
+
+
+def test_a_plan_for_another_number_of_maps_is_applied(run, bert, texts, tmp_path):
+    plan = tmp_path / "plan.json"
+    assert run("reuse", "plan", str(bert), str(texts), "--output", str(plan))[0] == 0
+    words = [str(bert), str(plan), "--num-maps", "1", "--output", str(tmp_path / "shared"), "--json"]
+    code, out, _ = run("reuse", "apply", *words)
+    record = json.loads(out)
+    assert code == 0
+    assert record["groups"] == [[0, 1, 2, 3]]
+    assert record["parameters_before"] - record["parameters_after"] == record["choice"]["parameters_saved"]
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "complaint"),
+    [(None, 2, "cannot be read: No such file"), ("{}", 1, "JSON with the format 'tippingpoint reuse plan'")],
+)
+def test_a_file_that_is_no_plan_is_not_applied(content, code, complaint, run, bert, tmp_path):
+    plan = tmp_path / "plan.json"
+    if content is not None:
+        plan.write_text(content)
+    found, out, err = run("reuse", "apply", str(bert), str(plan), "--output", str(tmp_path / "shared"))
+    assert (found, out) == (code, "")
+    assert complaint in err.splitlines()[-1]
+    assert not (tmp_path / "shared").exists()
+
+
+def test_a_plan_for_another_model_is_not_applied(run, bert, texts, tmp_path):
+    plan = tmp_path / "plan.json"
+    make_bert(tmp_path / "deep", [WORDS], layers=6)
+    assert run("reuse", "plan", str(tmp_path / "deep"), str(texts), "--output", str(plan), "--num-maps", "2")[0] == 0
+    code, out, _ = run("reuse", "apply", str(bert), str(plan), "--output", str(tmp_path / "shared"))
+    assert (code, out) == (2, "")
+    assert not (tmp_path / "shared").exists()
+
+
+@pytest.mark.parametrize("name", ["bart", "whisper"])
+def test_of_a_model_with_a_decoder_the_encoder_is_planned(name, run, texts, recordings, tmp_path):
+    shape: dict[str, Any] = {
+        "d_model": 32,
+        "encoder_layers": 4,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+    }
+    folder = tmp_path / name
+    if name == "bart":
+        make_bert(folder, [WORDS])
+        transformers.BartModel(transformers.BartConfig(**shape, vocab_size=60)).save_pretrained(folder)
+    else:
+        transformers.WhisperModel(transformers.WhisperConfig(**shape, vocab_size=60, pad_token_id=0)).save_pretrained(
+            folder
+        )
+        transformers.WhisperFeatureExtractor().save_pretrained(folder)
+    code, out, err = run("reuse", "plan", str(folder), str(texts if name == "bart" else recordings))
+    assert code == 0, err
+    assert out.startswith("BartEncoder: 4 layers" if name == "bart" else "WhisperEncoder: 4 layers")

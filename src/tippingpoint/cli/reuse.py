@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,7 +101,7 @@ def plan(
         max_inputs=max_inputs,
         max_length=max_length,
     )
-    made = plan_reuse(encoder, _told(inputs), 1 if num_maps is None else num_maps, match_heads=match_heads)
+    made = plan_reuse(encoder, _told(inputs, encoder), 1 if num_maps is None else num_maps, match_heads=match_heads)
     if num_maps is None:
         made = made.with_num_maps(-(-len(made.similarity.eligible) // 2))
     for line in inputs.warnings:
@@ -183,15 +184,18 @@ def apply(
     )
 
 
-def _told(inputs: ModelInputs) -> Iterator[Any]:
-    """Yield inputs, and say on stderr how far it is."""
+def _told(inputs: ModelInputs, encoder: Any) -> Iterator[Any]:
+    """Yield what the encoder takes of its inputs, and say on stderr how far it is."""
     from tippingpoint.cli.output import progress
+
+    # A tokenizer for many models may make more than this one takes.
+    taken = inspect.signature(encoder.forward).parameters
 
     for note in inputs.notes:
         progress(f"note: {note}")
     progress(f"comparing attention maps on at most {inputs.most:,} inputs")
     for arguments in inputs:
-        yield arguments
+        yield {name: value for name, value in arguments.items() if name in taken}
         if inputs.used % _EVERY == 0:
             progress(f"{inputs.used:,} inputs done")
 

@@ -5,6 +5,7 @@ Maps are made for a few query positions of one sequence at a time, never of all 
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -129,7 +130,7 @@ def map_similarity(
                     numbers=eligible,
                     padding=moved.get("attention_mask"),
                     most=rows,
-                    generator=torch.Generator().manual_seed(hash((seed, number)) % 2**63),
+                    generator=_generator(seed, number),
                     start=start,
                     budget=memory_mib * _MIB // 2,
                 )
@@ -146,6 +147,11 @@ def map_similarity(
     return sums.similarity(
         type(model).__name__, len(attentions), eligible, tuple(map(_map_parameters, chosen.values()))
     )
+
+
+def _generator(seed: int, number: int) -> torch.Generator:
+    """Return what draws the rows of one input: the same ones in every call with it."""
+    return torch.Generator().manual_seed(random.Random(f"{seed}, {number}").getrandbits(32))
 
 
 def _check_positive(name: str, value: int | None) -> None:
