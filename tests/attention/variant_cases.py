@@ -18,7 +18,7 @@ from tippingpoint.models.layer_attention import load_function
 from tippingpoint.models.swap import with_max_length
 from tippingpoint.workload import Variant
 
-ROWS = [row for row in VARIANTS.values() if row.library_name is None]
+ROWS = [row for row in VARIANTS.values() if row.library_name is None and not row.shares_maps]
 
 # Around the sizes at which blocks and windows begin and end, and between them.
 LENGTHS = (1, 2, 3, 7, 31, 63, 64, 65, 67, 71, 127, 128, 129, 131, 193, 211)

@@ -47,8 +47,8 @@ def test_every_architecture_has_every_size_and_a_unit(row):
 
 @pytest.mark.parametrize("row", VARIANTS.values(), ids=lambda row: row.name)
 def test_every_variant_is_the_librarys_or_has_a_function_and_an_oracle_and_defaults_for_every_modality(row):
-    assert sum(way is not None for way in (row.library_name, row.function, row.module)) == 1
-    assert (row.library_name is None) == (row.oracle is not None)
+    assert sum(way is not None for way in (row.library_name, row.function, row.module)) == (not row.shares_maps)
+    assert (row.library_name is None and not row.shares_maps) == (row.oracle is not None)
     for option in row.options.values():
         assert all(option.check(option.default_for(modality)) is not None for modality in UNITS)
         assert option.meaning
@@ -319,8 +319,9 @@ def test_counting_parameters_without_building_gives_those_of_the_built_model(row
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_adds_the_parameters_that_it_learns(name):
     plain, workload = (Workload(subject, 40, size="tiny") for subject in ("bert", f"bert@{name}"))
-    # Of Linformer: keys and values are projected from 256 positions to 256, in 2 layers.
-    learned = 2 * 2 * 256 * 256 if name == "linformer" else 0
+    # Of Linformer: keys and values are projected from 256 positions to 256, in 2 layers. Of the layer that reuses a
+    # map: it has neither queries nor keys.
+    learned = {"linformer": 2 * 2 * 256 * 256, "reuse": -2 * (64 * 64 + 64)}.get(name, 0)
     assert count_parameters(workload) == count_parameters(plain) + learned == build(workload).parameters
 
 

@@ -235,7 +235,7 @@ def test_a_wrong_variant_does_not_pass_the_gate(name, mistake, dtype, monkeypatc
 def test_a_variant_of_another_package_is_held_against_its_own_definition(monkeypatch):
     row = dataclasses.replace(VARIANTS["local"], name="mine", oracle="tippingpoint.attention.reference:mine")
     table = {**VARIANTS, "mine": row}
-    for module in ("models.catalog", "models.swap", "profiling.path"):
+    for module in ("models.catalog", "models.swap", "models.layer_attention", "profiling.path"):
         monkeypatch.setattr(f"tippingpoint.{module}.VARIANTS", table)
     monkeypatch.setattr("tippingpoint.attention.reference.mine", larger(local.local_attention), raising=False)
     with pytest.raises(UnsupportedError, match="'mine:window=128' differs from its definition"):

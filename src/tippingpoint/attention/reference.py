@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tippingpoint.attention.linear import random_features
-from tippingpoint.attention.validation import check_attention_inputs
+from tippingpoint.attention.validation import attendable, check_attention_inputs
 from tippingpoint.errors import InputError
 
 
@@ -35,6 +35,16 @@ def masked_attention(
     scores = query.to(precise) @ key.to(precise).transpose(-1, -2) * factor
     weights = scores.masked_fill(~allowed, float("-inf")).softmax(dim=-1)
     return (weights @ value.to(precise)).to(query.dtype)
+
+
+def full_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, padding_mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """Attend to every real position; arguments as `tippingpoint.attention.full.fused_attention`."""
+    check_attention_inputs(query, key, value, padding_mask)
+    length = query.shape[2]
+    real = torch.ones(1, length, dtype=torch.bool, device=query.device) if padding_mask is None else padding_mask
+    return masked_attention(query, key, value, attendable(real)[:, None, None, :], scale=scale)
 
 
 def local_mask(

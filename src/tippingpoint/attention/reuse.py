@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tippingpoint.attention.full import fused_attention
+from tippingpoint.attention.full import fused_attention, with_bias
 from tippingpoint.attention.local import local_attention
 from tippingpoint.attention.local_gathered import Blocks
 from tippingpoint.attention.validation import attendable, check_attention_inputs
@@ -375,6 +375,50 @@ def _output(value: Tensor) -> Tensor:
     return value.new_empty(batch, length, heads, width).transpose(1, 2)
 
 
+def share(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mode: str,
+    *,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+    map_dtype: torch.dtype | None = None,
+    memory: Tensor | None = None,
+    **local: Any,
+) -> tuple[Tensor, Shared]:
+    """Attend as the first layer of a group, and return what the others take over.
+
+    Args:
+        query: [batch, heads, length, head_dim].
+        key: [batch, heads, length, head_dim].
+        value: [batch, heads, length, value_dim].
+        mode: "map" or "recompute".
+        mask: As `dense_map` takes it; with local attention, padding.
+        bias: As `dense_map` takes it.
+        scale: Of the products of queries and keys; 1/sqrt(head_dim) by default.
+        dropout: Probability of dropping an attention weight from this layer's output.
+        map_dtype: What a map is kept in; by default the query's dtype.
+        memory: As `dense_map` takes it.
+        local: window, num_global and causal of local attention; none where attention is full.
+
+    Returns:
+        Attended values, [batch, heads, length, value_dim]; and what is shared.
+    """
+    if mode == "recompute":
+        check_attention_inputs(query, key, value, mask if mask is not None and mask.ndim == 2 else None)
+        if mask is not None and mask.ndim == 2 and not local:
+            mask = attendable(mask)
+        shared = Projections(query, key, with_bias(mask, bias), scale, **local)
+        return shared.attend(value, dropout=dropout), shared
+    options: dict[str, Any] = {"scale": scale, "dropout": dropout, "map_dtype": map_dtype}
+    if local:
+        return band_map(query, key, value, padding_mask=mask, **options, **local)
+    return dense_map(query, key, value, mask=mask, bias=bias, memory=memory, **options)
+
+
 def choose_mode(
     query: Tensor,
     value: Tensor,
@@ -402,7 +446,9 @@ def choose_mode(
         causal: Whether later positions are hidden.
     """
     length = 2 ** int(math.log2(query.shape[2]))
-    return _measured_mode(
+    # A compiler cannot look into clocks.
+    measure: Any = torch.compiler.disable(_measure_mode)
+    return measure(
         _Case(
             device=str(query.device),
             dtype=query.dtype,
@@ -432,11 +478,6 @@ class _Case:
     map_dtype: torch.dtype | None
     band: tuple[int, int, bool] | None
     threads: int
-
-
-@torch.compiler.disable
-def _measured_mode(case: Any) -> Any:
-    return _measure_mode(case)
 
 
 @functools.cache
@@ -469,17 +510,11 @@ class _GroupOfLayers:
             self._bias = torch.randn((*case.shape[:3], case.shape[2]), device=case.device, dtype=case.dtype)
 
     def __call__(self, mode: str) -> None:
-        query, key, value, case = self._query, self._key, self._value, self._case
+        value, case = self._value, self._case
         local: dict[str, Any] = {}
         if case.band is not None:
             local = dict(zip(("window", "num_global", "causal"), case.band, strict=True))
-        if mode == "recompute":
-            shared: Shared = Projections(query, key, self._bias, None, **local)
-            total = shared.attend(value)
-        elif local:
-            total, shared = band_map(query, key, value, map_dtype=case.map_dtype, **local)
-        else:
-            total, shared = dense_map(query, key, value, bias=self._bias, map_dtype=case.map_dtype)
+        total, shared = share(self._query, self._key, value, mode, bias=self._bias, map_dtype=case.map_dtype, **local)
         for _ in range(case.users):
             total = total + shared.attend(value)
         if case.training:

@@ -264,8 +264,8 @@ def check_subject(subject: Subject) -> Subject:
         )
         able = [row.name for row in ARCHITECTURES.values() if row.takes(VARIANTS[refused[0].name])]
         raise UnsupportedError(
-            f"{architecture.name} {reason} and cannot take '{refused[0]}'; drop it, or put it into one of "
-            f"{', '.join(able)}"
+            f"{architecture.name} {reason} and takes no variant like it; drop '@{refused[0]}', or put the variant into "
+            f"one of {', '.join(able)}"
         )
     subject = resolve(subject, architecture.modality)
     for first, second in combinations(subject.variants, 2):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tippingpoint.attention.full import eager_attention, fused_attention, with_bias
-from tippingpoint.attention.reuse import DenseMap, Projections, Shared, band_map, choose_mode, dense_map
+from tippingpoint.attention.reuse import DenseMap, Shared, choose_mode, share
 from tippingpoint.errors import InputError, UnsupportedError
 from tippingpoint.models.catalog import VARIANTS
 from tippingpoint.workload import OptionValue, Variant
@@ -145,26 +145,20 @@ class ComputingAttention(LayerAttention):
             self.ran = choose_mode(
                 query, value, users=self.users, bias=mask if bias is None else bias, map_dtype=self.map_dtype, **local
             )
-        if self.ran == "recompute":
-            shared: Shared = Projections(query, key, with_bias(mask, bias), scale, **local)
-            output = shared.attend(value, dropout=dropout)
-        elif local:
-            options: dict[str, Any] = {"scale": scale, "dropout": dropout, "map_dtype": self.map_dtype, **local}
-            output, shared = band_map(query, key, value, padding_mask=mask, **options)
-        else:
-            output, shared = dense_map(
-                query,
-                key,
-                value,
-                mask=mask,
-                bias=bias,
-                scale=scale,
-                dropout=dropout,
-                map_dtype=self.map_dtype,
-                memory=frame.memory,
-            )
+        output, frame.shared[self.layer] = share(
+            query,
+            key,
+            value,
+            self.ran,
+            mask=mask,
+            bias=bias,
+            scale=scale,
+            dropout=dropout,
+            map_dtype=self.map_dtype,
+            memory=frame.memory,
+            **local,
+        )
         frame.memory = None
-        frame.shared[self.layer] = shared
         return output
 
 

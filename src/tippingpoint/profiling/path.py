@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from tippingpoint.attention.reuse import share
 from tippingpoint.errors import UnsupportedError
 from tippingpoint.models.build import LiveSubject
 from tippingpoint.models.catalog import VARIANTS, check_subject, standing
@@ -32,8 +34,9 @@ _GATE_SHAPE = (2, 3, _GATE_LENGTH, 32)
 _GATE_ROUNDINGS = 8
 _GATE_FLOAT32_ROUNDINGS = 64
 
-# What runs in a layer for which nothing is asked.
+# What runs in a layer for which nothing is asked, and its definition.
 _FUSED = Variant("sdpa")
+_FULL_ORACLE = "tippingpoint.attention.reference:full_attention"
 
 
 class AttentionCalls(Counter[str]):
@@ -101,8 +104,9 @@ def describe_path(
     # The library's eager path does not go through its table of functions.
     wanted = Counter() if name == "eager" else Counter({name: layers})
     if functions != wanted or not all(map(_is, asked, there)):
+        wanted_here = "+".join(map(str, subject_asked.variants or (_FUSED,)))
         raise UnsupportedError(
-            f"{workload.subject} was to run {_listed(asked)} in {layers} layers, and what ran was "
+            f"{workload.subject} was to run '{wanted_here}' in {layers} layers, and what ran was "
             f"{dict(functions) or 'the eager path'} with {_listed(there)}"
         )
     if not functions:
@@ -179,22 +183,12 @@ def check_variants(workload: Workload) -> None:
     query, key, value = (torch.randn(_GATE_SHAPE, generator=generator).to(workload.device, dtype) for _ in range(3))
     padding_mask = torch.ones(_GATE_SHAPE[0], _GATE_LENGTH, dtype=torch.bool, device=workload.device)
     padding_mask[1, _GATE_LENGTH // 2 :] = False
-    for variant in check_subject(workload.subject).variants:
-        oracle_path = VARIANTS[variant.name].oracle
-        if oracle_path is None:
-            continue
-        plain = with_max_length(without_layers(variant), _GATE_LENGTH)
-        layer = LayerAttention(plain).to(workload.device, dtype)
-        # The definition is told what a variant has learned, in place of the options that it was made of.
-        learned = {name.removeprefix("learned."): parameter for name, parameter in layer.named_parameters()}
-        options: dict[str, Any] = learned or dict(plain.options)
-        with torch.inference_mode():
-            ours = layer(query, key, value, padding_mask, None, 0.0)
-            oracle = load_function(oracle_path)(query, key, value, padding_mask=padding_mask, **options)
+
+    def compare(variant: Variant, ours: Tensor, oracle: Tensor, kept: torch.dtype) -> None:
         real = padding_mask[:, None, :, None]
         error = ((ours - oracle).abs() * real).max().item()
         single = torch.finfo(torch.float32).eps
-        relative = _GATE_ROUNDINGS * torch.finfo(dtype).eps + _GATE_FLOAT32_ROUNDINGS * single
+        relative = _GATE_ROUNDINGS * torch.finfo(kept).eps + _GATE_FLOAT32_ROUNDINGS * single
         # Of the outputs: they are averages, and far smaller than the values.
         bound = relative * (oracle.abs() * real).max().item()
         if not error <= bound:
@@ -202,3 +196,29 @@ def check_variants(workload: Workload) -> None:
                 f"'{variant}' differs from its definition by {error:.2g} on {workload.device} in "
                 f"{workload.dtype} (allowed {bound:.2g}); its speed would mean nothing"
             )
+
+    asked = check_subject(workload.subject).variants
+    for variant in asked:
+        row = VARIANTS[variant.name]
+        if row.shares_maps:
+            alone = [other for other in asked if other != variant and VARIANTS[other.name].keeps_map]
+            plain = without_layers(alone[0]) if alone else _FUSED
+            options: dict[str, Any] = dict(plain.options)
+            kept = torch.bfloat16 if dict(variant.options).get("maps") == "bfloat16" else dtype
+            others = value.flip(2)
+            with torch.inference_mode():
+                oracle = load_function(VARIANTS[plain.name].oracle or _FULL_ORACLE)
+                wanted = oracle(query, key, others, padding_mask=padding_mask, **options)
+                for mode in ("map", "recompute"):
+                    _, shared = share(query, key, value, mode, mask=padding_mask, map_dtype=kept, **options)
+                    compare(variant, shared.attend(others), wanted, kept)
+        elif row.oracle is not None:
+            plain = with_max_length(without_layers(variant), _GATE_LENGTH)
+            layer = LayerAttention(plain).to(workload.device, dtype)
+            # The definition is told what a variant has learned, in place of the options that it was made of.
+            learned = {name.removeprefix("learned."): parameter for name, parameter in layer.named_parameters()}
+            with torch.inference_mode():
+                ours = layer(query, key, value, mask=padding_mask, bias=None, scale=None, dropout=0.0)
+                oracle = load_function(row.oracle)
+                wanted = oracle(query, key, value, padding_mask=padding_mask, **(learned or dict(plain.options)))
+            compare(variant, ours, wanted, dtype)
