@@ -29,7 +29,7 @@ from tippingpoint.models.swap import LIBRARY_NAME, LayerAttention, find_attentio
 # Within how many positions of a query attention is added up.
 DISTANCES = (0, 1, 2, 4, 8, 16)
 ROWS = 256
-MEMORY_MIB = 256
+MEMORY_MIB = 64
 _MIB = 2**20
 _QUERY_OR_KEY = re.compile(r"(q|k|query|key)(_proj|_lin)?|linear_[qk]")
 # Projections of relative positions: their layers cost more than twice what one costs that is given its map.
