@@ -74,6 +74,10 @@ def by_definition(model: PreTrainedModel, groups: list[tuple[int, ...]]) -> Iter
         position_bias: Tensor | None = None,
         **others: Any,
     ) -> tuple[Tensor, None]:
+        if module not in attentions:  # of a decoder
+            return original(
+                module, query, key, value, attention_mask, scaling=scaling, position_bias=position_bias, **others
+            )
         layer = attentions.index(module)
         batch, heads = query.shape[:2]
         if source.get(layer, layer) == layer:
@@ -82,17 +86,17 @@ def by_definition(model: PreTrainedModel, groups: list[tuple[int, ...]]) -> Iter
                 for added in (position_bias, attention_mask):
                     if added is not None:
                         one = added.expand(batch, heads, *added.shape[2:])[b, h]
-                        hidden = ~one if one.dtype == torch.bool else None
-                        scores[b][h] = (
-                            scores[b][h] + one if hidden is None else scores[b][h].masked_fill(hidden, float("-inf"))
-                        )
+                        if one.dtype == torch.bool:
+                            # Rows that may look nowhere stay finite.
+                            one = torch.where(one, 0.0, -1e30).double()
+                        scores[b][h] = scores[b][h] + one
             maps[layer] = [[scores[b][h].softmax(dim=-1) for h in range(heads)] for b in range(batch)]
         used = maps[source.get(layer, layer)]
         rows = [torch.stack([used[b][h] @ value[b, h] for h in range(heads)], dim=1) for b in range(batch)]
         return torch.stack(rows), None
 
-    original = ALL_ATTENTION_FUNCTIONS["sdpa"]
     table = ALL_ATTENTION_FUNCTIONS._global_mapping
+    original = table["sdpa"]
     table["sdpa"] = attend
     try:
         yield
@@ -178,7 +182,7 @@ def test_maps_of_local_attention_are_shared(local, mode):
         band = local_mask(40, local["window"], local.get("num_global", 0), PADDED["bert"], local.get("causal", False))
         mask = torch.where(band, 0.0, float("-inf")).double().expand(2, count, 40, 40)
         embedded = model.embeddings(WORDS["input_ids"])
-        wanted = real_rows("bert", model.encoder(embedded, attention_mask=mask).last_hidden_state)
+        wanted = real_rows("bert", model.encoder(embedded, attention_mask=mask).last_hidden_state).detach()
     swap_attention(model, "local", **local)
     reuse_attention(model, 4, mode=mode)
     given = run(model, WORDS, attention_mask=PADDED["bert"])
@@ -246,6 +250,12 @@ def gradients(model: PreTrainedModel, inputs: dict[str, Tensor]) -> dict[str, Te
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def checkpoint_layers(model: PreTrainedModel, **options: bool) -> None:
+    """Switch gradient checkpointing on, by what the installed version of the library calls it."""
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable(options or None)
+
+
 TRAINED = {
     name: EVERY[name] for name in ("bert", "modernbert", "hubert", "vit", "wav2vec2_conformer_relative", "parakeet")
 }
@@ -278,7 +288,7 @@ def test_gradients_go_through_shared_maps(encoder, mode):
 def test_gradient_checkpointing_gives_the_same_gradients(encoder, mode):
     model = reuse_attention(encoder.make(**QUIET), 4, mode=mode).train()
     plain = gradients(model, encoder.inputs)
-    model.gradient_checkpointing_enable()
+    checkpoint_layers(model)
     first = gradients(model, encoder.inputs)
     again = gradients(model, encoder.inputs)
     assert plain.keys() == first.keys() == again.keys()
@@ -289,7 +299,7 @@ def test_two_passes_before_the_first_backward_keep_their_own_maps_under_checkpoi
     model = reuse_attention(bert(**QUIET), 4, mode="map").train()
     batches = [WORDS, {"input_ids": WORDS["input_ids"].flip(1)}]
     apart = [gradients(model, batch) for batch in batches]
-    model.gradient_checkpointing_enable()
+    checkpoint_layers(model)
     model.zero_grad()
     losses = [output(model, batch).square().sum() for batch in batches]
     for loss in losses:
@@ -301,7 +311,7 @@ def test_two_passes_before_the_first_backward_keep_their_own_maps_under_checkpoi
 
 def test_reentrant_checkpointing_is_refused_because_it_would_lose_gradients():
     model = reuse_attention(bert(), 2, mode="map").train()
-    model.gradient_checkpointing_enable({"use_reentrant": True})
+    checkpoint_layers(model, use_reentrant=True)
     with pytest.raises(UnsupportedError, match="use_reentrant=True cuts the gradient of shared attention maps"):
         model(**WORDS)
     assert not layer_attention._FRAMES.stack
@@ -314,13 +324,13 @@ def test_layers_that_are_dropped_at_random_are_refused_in_training_only():
         model.train()(**ENCODERS["hubert"].inputs)
 
 
-@pytest.mark.parametrize("encoder", [ENCODERS["bert"], ENCODERS["vit"], CONFORMER], ids=["bert", "vit", "conformer"])
+@pytest.mark.parametrize("encoder", [ENCODERS["bert"], ENCODERS["vit"], PARAKEET], ids=["bert", "vit", "parakeet"])
 @every_mode
 def test_a_compiled_model_is_one_graph_and_gives_the_same(encoder, mode):
     model = reuse_attention(encoder.make(), 2, mode=mode)
     wanted = run(model, encoder.inputs)
     torch.compiler.reset()
-    compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=encoder is not CONFORMER)
+    compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert close(run(compiled, encoder.inputs), wanted)
     assert close(run(compiled, encoder.inputs), wanted)
     torch.compiler.reset()
@@ -335,7 +345,7 @@ def test_auto_measures_outside_of_the_graph_of_a_compiler():
     torch.compiler.reset()
 
 
-class Interrupted(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -344,11 +354,11 @@ def test_nothing_stays_after_an_exception_and_the_next_call_is_right():
     wanted = run(model, WORDS)
 
     def fail(module: nn.Module, inputs: Any) -> None:
-        raise Interrupted
+        raise StoppedError
 
     layer: Any = model.encoder.layer[1]
     handle = layer.register_forward_pre_hook(fail)
-    with pytest.raises(Interrupted):
+    with pytest.raises(StoppedError):
         run(model, WORDS)
     handle.remove()
     assert not layer_attention._FRAMES.stack
@@ -416,12 +426,17 @@ def test_replicas_of_data_parallel_training_have_their_own_maps():
         assert all(close(gradient, right[name]) for name, gradient in gradients(replica, batch).items())
 
 
-@pytest.mark.parametrize("encoder", [ENCODERS["bert"], ENCODERS["modernbert"], CONFORMER], ids=str)
-def test_a_copy_and_a_pickle_run_by_themselves(encoder):
+@pytest.mark.parametrize("name", ["bert", "modernbert", *RELATIVE])
+def test_copies_run_by_themselves(name):
+    encoder = EVERY[name]
     model = reuse_attention(encoder.make(), [(0, 2)], mode="map", heads={2: [1, 0]})
     wanted = run(model, encoder.inputs)
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301 (made here)
-        assert torch.equal(run(other, encoder.inputs), wanted)
+    copies = [copy.deepcopy(model)]
+    # The library's weight normalisation cannot be pickled, nor a class that is made as it is needed.
+    if name not in RELATIVE:
+        copies.append(pickle.loads(pickle.dumps(model)))
+    del model
+    assert all(torch.equal(run(other, encoder.inputs), wanted) for other in copies)
 
 
 @pytest.mark.parametrize("name", ["bert", "bert_classifier", "modernbert", "hubert", "bart", *RELATIVE])
