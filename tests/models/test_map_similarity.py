@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import tippingpoint
 from tippingpoint.errors import DataError, InputError, UnsupportedError
 from tippingpoint.models.map_similarity import DISTANCES, map_similarity, rows_in_block
+from tippingpoint.models.sharing import reuse_attention
 from tippingpoint.models.swap import find_attentions
 
 LENGTH = 40
@@ -32,6 +33,7 @@ PARAKEET = Encoder(
     },
     {"input_features": torch.randn(2, 160, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)},
 )
+EVERY = {**ENCODERS, "relative_conformer": RELATIVE, "parakeet": PARAKEET}
 # Published weights attend somewhere; those of a fresh model hardly do.
 SHARPER = 2.0
 
@@ -237,9 +239,9 @@ def test_a_block_of_maps_fits_into_the_memory_that_is_given():
     assert rows_in_block(12, 12, 512, 4, 2**27) > 200
 
 
-@pytest.mark.parametrize("name", set(ENCODERS) - {"albert"})
+@pytest.mark.parametrize("name", sorted(set(EVERY) - {"albert"}))
 def test_every_encoder_with_maps_of_its_own_can_be_planned_for(name):
-    encoder = ENCODERS[name]
+    encoder = EVERY[name]
     model = make(encoder)
     before = run(model, encoder.inputs)
     windowed = name == "modernbert"
@@ -248,6 +250,8 @@ def test_every_encoder_with_maps_of_its_own_can_be_planned_for(name):
     assert set(plan.head_matches) == ({2} if windowed else {1, 2, 3})
     assert 0 < plan.choice.unmatched <= plan.choice.matched < 1
     assert torch.equal(run(model, encoder.inputs), before)
+    whole = model.num_parameters()
+    assert whole - reuse_attention(model, plan).num_parameters() == plan.choice.parameters_saved > 0
 
 
 def test_layers_with_the_same_weights_are_told_to_share():

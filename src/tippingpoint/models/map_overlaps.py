@@ -38,8 +38,8 @@ class MapSimilarity:
         inputs: Number of inputs.
         rows: Number of query positions that were examined, over all inputs.
         positions: Mean length of the inputs in sequence positions, without padding.
-        map_parameters: Parameters of the query and key projections of each layer in `eligible`; 0 where it has none
-            of its own.
+        map_parameters: Parameters of each layer in `eligible` that only its map needs: of queries, keys and relative
+            positions.
     """
 
     model: str

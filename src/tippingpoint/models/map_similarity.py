@@ -31,7 +31,11 @@ DISTANCES = (0, 1, 2, 4, 8, 16)
 ROWS = 256
 MEMORY_MIB = 64
 _MIB = 2**20
-_QUERY_OR_KEY = re.compile(r"(q|k|query|key)(_proj|_lin)?|linear_[qk]")
+# What the library's models call projections of queries and keys, what their scores need for relative positions, and
+# one projection for queries, keys and values.
+_QUERY_OR_KEY = re.compile(r"(.*_)?(q|k|query|key)(_.*)?")
+_OF_POSITIONS = re.compile(r"linear_pos|(pos_)?bias_[uv]")
+_FUSED = re.compile(r".*qkv.*", re.IGNORECASE)
 # Projections of relative positions: their layers cost more than twice what one costs that is given its map.
 _RELATIVE = ("linear_pos", "relative_k_proj")
 
@@ -190,9 +194,15 @@ def _has_window(attention: nn.Module) -> bool:
 
 
 def _map_parameters(attention: nn.Module) -> int:
-    """Return the parameters of an attention that only its map needs; 0 where they are fused with the values'."""
-    parts = (child for name, child in attention.named_children() if _QUERY_OR_KEY.fullmatch(name))
-    return sum(parameter.numel() for part in parts for parameter in part.parameters())
+    """Return the parameters of an attention that only its map needs."""
+    count = 0
+    for name, parameter in attention.named_parameters():
+        part = name.partition(".")[0]
+        if _QUERY_OR_KEY.fullmatch(part) or _OF_POSITIONS.fullmatch(part):
+            count += parameter.numel()
+        elif _FUSED.fullmatch(part):
+            count += 2 * parameter.numel() // 3
+    return count
 
 
 @contextmanager
