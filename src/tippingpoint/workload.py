@@ -341,6 +341,7 @@ class Study:
         repeats: How many fresh processes of each subject are timed at each length.
         screening: Whether shallow models may tell where to measure; nothing of theirs is reported.
         whole_range: Whether costs are of interest at every length, and not only where pairs tip.
+        about: What it compares and why so, in a sentence or two, for the reader of its results.
     """
 
     name: str
@@ -363,6 +364,7 @@ class Study:
     repeats: int = 1
     screening: bool = True
     whole_range: bool = False
+    about: str = ""
 
     def __post_init__(self) -> None:
         if not self.baselines or not self.variants:

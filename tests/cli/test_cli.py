@@ -160,7 +160,7 @@ def test_list_names_architectures_variants_and_presets(run):
         row["name"] for row in record["architectures"]
     }
     assert {"sdpa", "eager", "local"} <= {row["name"] for row in record["variants"]}
-    assert {"text", "speech", "vision"} == {row["name"] for row in record["presets"]}
+    assert {"text", "speech", "vision", "compression", "reuse"} == {row["name"] for row in record["presets"]}
     _, out, _ = run("list", "--modality", "speech", "--json")
     speech = {row["name"] for row in json.loads(out)["architectures"]}
     assert {"hubert", "whisper", "wavlm"} <= speech

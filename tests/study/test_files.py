@@ -43,6 +43,7 @@ target: 1%
 repeats: 3
 screening: false
 whole_range: true
+about: how far it pays
 """
 
 
@@ -107,6 +108,7 @@ def test_every_field_of_a_study_can_be_said(path):
         repeats=3,
         screening=False,
         whole_range=True,
+        about="how far it pays",
     )
 
 

@@ -22,14 +22,14 @@ def command(
     from tippingpoint.cli.output import show, show_json
     from tippingpoint.models.catalog import ARCHITECTURES, VARIANTS
     from tippingpoint.report.catalog import architectures_table, presets_table, variants_table
-    from tippingpoint.study.presets import PRESETS
+    from tippingpoint.study.presets import all_presets
     from tippingpoint.units import MODALITIES
     from tippingpoint.workload import check_choice
 
     if modality is not None:
         check_choice("modality", modality, MODALITIES)
     architectures = [row for row in ARCHITECTURES.values() if modality in (None, row.modality)]
-    presets = [study for study in PRESETS.values() if modality in (None, study.modality)]
+    presets = [study for study in all_presets() if modality in (None, study.modality)]
     if json:
         show_json(
             {

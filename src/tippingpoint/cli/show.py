@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tippingpoint.cli.options import Json, Subjects, length_range, names
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tippingpoint.store import StoredSession
 
 
 def command(
@@ -26,6 +31,14 @@ def command(
     environment: Annotated[str | None, typer.Option(help="First digits of a fingerprint.")] = None,
     warnings: Annotated[bool, typer.Option("--warnings", help="Only what has warnings, and the warnings.")] = False,
     details: Annotated[bool, typer.Option("--details", help="Also everything known of each measurement.")] = False,
+    speed_ups: Annotated[
+        bool,
+        typer.Option("--speed-ups", help="Instead: speed-ups over vanilla subjects by length, and where each wins."),
+    ] = False,
+    figure: Annotated[
+        Path | None,
+        typer.Option(help="Draw the speed-ups against length into this file: .svg, .png, .pdf or .html."),
+    ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print one flat row for each outcome, in SI units.")] = False,
     json: Json = False,
 ) -> None:
@@ -35,17 +48,23 @@ def command(
     half-width of the latency's interval, spread the interquartile range over the median, blocks how many were
     timed x in how many processes, cold the very first call, peak the peak memory.
 
+    With --speed-ups, what ran in one environment and one setting is held against its vanilla subjects.
+
     Example: tippingpoint show before.sqlite --subject bert --phase inference
     """
     from tippingpoint.analysis.selection import STATUSES, Selection
     from tippingpoint.cli.output import show, show_csv, show_json
     from tippingpoint.errors import InputError
+    from tippingpoint.report.figures import check_path
+    from tippingpoint.report.speed_up import race_record, race_tables, races_by_label
     from tippingpoint.report.stored import detail_blocks, header_lines, outcome_tables, stored_record, warning_lines
     from tippingpoint.store import Store
     from tippingpoint.workload import DTYPES, PHASES, check_choice
 
-    if csv and json:
-        raise InputError("--csv and --json exclude each other")
+    if csv and (json or speed_ups):
+        raise InputError(f"--csv and {'--json' if json else '--speed-ups'} exclude each other")
+    if figure:
+        check_path(figure)
     selection = Selection(
         subjects=tuple(subject or ()),
         phases=names(phase, "phase", PHASES) if phase else (),
@@ -62,6 +81,15 @@ def command(
     with Store(store, create=False) as opened:
         held = opened.sessions()
     chosen = selection.of(held, str(store))
+    if figure:
+        _draw_speed_ups(chosen, figure)
+    if speed_ups:
+        found = races_by_label(chosen)
+        if json:
+            show_json([race_record(race) for _, race in found])
+        else:
+            show(*race_tables(found))
+        return
     if json:
         show_json(stored_record(str(store), chosen))
         return
@@ -74,3 +102,12 @@ def command(
     if details:
         for block in detail_blocks(chosen):
             show("", block)
+
+
+def _draw_speed_ups(sessions: Sequence[StoredSession], figure: Path) -> None:
+    """Draw the speed-ups that stored sessions hold, and say into which files."""
+    from tippingpoint.cli.output import progress
+    from tippingpoint.report.speed_up import draw, races_by_label
+
+    for file in draw([race for _, race in races_by_label(sessions)], ("latency", "peak_memory"), figure):
+        progress(f"drew {file}")

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tippingpoint.cli.options import Affinity, Json, Label, StorePath, cores, names
 
+if TYPE_CHECKING:
+    from tippingpoint.analysis.winners import Race
+    from tippingpoint.study.run import StudyResult
+    from tippingpoint.workload import Study
+
 
 def command(
-    study: Annotated[str, typer.Argument(metavar="PRESET|FILE", help="text, speech, vision, or a YAML file.")],
+    study: Annotated[
+        str, typer.Argument(metavar="PRESET|FILE", help="text, speech, vision, compression, reuse, or a YAML file.")
+    ],
+    modality: Annotated[
+        str | None, typer.Option(help="Of compression and reuse: text (by default), speech or vision.")
+    ] = None,
     budget: Annotated[str | None, typer.Option(help="Time to spend on measuring, such as 90s or 5m.")] = None,
     size: Annotated[str | None, typer.Option(help="base, small or tiny.")] = None,
     phase: Annotated[str | None, typer.Option(help="Comma-separated: inference, training.")] = None,
@@ -35,6 +45,10 @@ def command(
     screening: Annotated[
         bool | None, typer.Option(help="Let models of 2 and 4 layers tell where to measure (no number is theirs).")
     ] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option(help="Draw speed-ups against length into this file: .svg, .png, .pdf or .html."),
+    ] = None,
     store: StorePath = Path("tippingpoint.sqlite"),
     label: Label = "",
     json: Json = False,
@@ -42,21 +56,22 @@ def command(
     """Compare baselines with efficient variants and find where each tips.
 
     Results are kept in the store as they are made; the same command goes on where it was interrupted, and a
-    larger budget refines what is there.
+    larger budget refines what is there. With several variants, their speed-ups are shown side by side, and at which
+    lengths each is the fastest and the smallest.
 
     Example: tippingpoint study text --size tiny --budget 30s
     """
-    from tippingpoint.cli.output import progress, show, show_json
-    from tippingpoint.report.tables import measurements_table, notes, tipping_points_table
+    from tippingpoint.cli.output import progress, show_json
+    from tippingpoint.report.figures import check_path
+    from tippingpoint.report.speed_up import draw
     from tippingpoint.store import Store
-    from tippingpoint.study.files import load_study
-    from tippingpoint.study.presets import PRESETS
     from tippingpoint.study.run import resolve_study, run_study
-    from tippingpoint.units import format_seconds, parse_duration, parse_fraction
+    from tippingpoint.units import parse_duration, parse_fraction
     from tippingpoint.workload import METRICS, PHASES
 
+    found = _named(study, modality)
     changes = {
-        "budget_s": budget and parse_duration(budget),
+        "budget_s": budget and parse_duration(budget) / len(found),
         "precision": precision and parse_fraction(precision),
         "size": size,
         "phases": phase and names(phase, "phase", PHASES),
@@ -70,17 +85,66 @@ def command(
         "repeats": repeats,
         "screening": screening,
     }
-    chosen = PRESETS[study] if study in PRESETS else load_study(study)
-    chosen = resolve_study(chosen.replace(**{key: value for key, value in changes.items() if value is not None}))
+    changes = {key: value for key, value in changes.items() if value is not None}
+    studies = [resolve_study(each.replace(**changes)) for each in found]
+    if figure:
+        check_path(figure)
     with Store(store) as opened:
-        result = run_study(chosen, opened, label=label, progress=progress)
+        results = [run_study(each, opened, label=label, progress=progress) for each in studies]
     if json:
-        show_json(result)
-        return
+        show_json(results[0] if len(results) == 1 else results)
+    else:
+        for result in results:
+            _show(result, store)
+    if figure:
+        drawn = [metric_ for metric_ in ("latency", "peak_memory") if metric_ in studies[0].metrics]
+        for file in draw([race for result in results for race in _races(result)], drawn, figure):
+            progress(f"drew {file}")
+
+
+def _named(name: str, modality: str | None) -> tuple[Study, ...]:
+    """Return the studies of a preset, or that of a file.
+
+    Raises:
+        InputError: If there is no such preset or file, or it is of another modality.
+    """
+    from tippingpoint.errors import InputError
+    from tippingpoint.study.files import load_study
+    from tippingpoint.study.presets import COMPARISONS, preset
+
+    found = preset(name, modality) or (load_study(name),)
+    if modality not in (None, found[0].modality):
+        raise InputError(
+            f"{name!r} is a study of {found[0].modality}; --modality goes with {' and '.join(COMPARISONS)}, got "
+            f"{modality!r}"
+        )
+    return found
+
+
+def _races(result: StudyResult) -> tuple[Race, ...]:
+    from tippingpoint.analysis.winners import Contest, races_of
+
+    study = result.study
+    contest = Contest(study.baselines, study.variants)
+    return races_of(result.outcomes, contest, study.phases, study.batch_size)
+
+
+def _show(result: StudyResult, store: Path) -> None:
+    """Print what a study found, and what is missing."""
+    from tippingpoint.cli.output import show
+    from tippingpoint.report.speed_up import speed_up_table, winners_table
+    from tippingpoint.report.tables import measurements_table, notes, tipping_points_table
+    from tippingpoint.units import format_seconds
+
     show(f"{result.environment}", "")
     for kind in result.study.phases:
         show(measurements_table(result.outcomes, result.study.subjects, kind), "")
+    if len(result.study.variants) > 1:
+        for race in _races(result):
+            show(speed_up_table(race), "", winners_table(race), "")
     show(tipping_points_table(result.tipping_points), "")
+    if result.study.about:
+        show(f"note: {result.study.about}")
     for line in notes(result.tipping_points):
         show(f"note: {line}")
     if not result.complete:

@@ -37,11 +37,12 @@ def variants_table(rows: Iterable[AttentionVariant]) -> Table:
 
 def presets_table(studies: Iterable[Study]) -> Table:
     """Return the study presets."""
-    table = plain_table("Study presets", "name", "baselines", "variants", "lengths", left=4)
+    table = plain_table("Study presets", "name", "modality", "baselines", "variants", "lengths", left=5)
     for study in studies:
         low, high = study.lengths
         table.add_row(
             study.name,
+            study.modality,
             ", ".join(map(str, study.baselines)),
             ", ".join(map(str, study.variants)),
             f"{low:g} to {high:g}",

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tippingpoint.errors import InputError, TippingPointError
-from tippingpoint.study.presets import PRESETS
+from tippingpoint.study.presets import COMPARISONS, PRESETS
 from tippingpoint.units import parse_duration, parse_fraction
 from tippingpoint.workload import METRICS, PHASES, Study, Subject, check_affinity
 
@@ -44,6 +44,7 @@ class StudyFile(BaseModel):
     repeats: int = 1
     screening: bool = True
     whole_range: bool = False
+    about: str = ""
 
     def study(self) -> Study:
         """Return the study as a frozen specification."""
@@ -67,7 +68,7 @@ def load_study(path: str | PathLike[str]) -> Study:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        presets = ", ".join(PRESETS)
+        presets = ", ".join((*PRESETS, *COMPARISONS))
         raise InputError(
             f"cannot read the study {str(path)!r} ({getattr(error, 'strerror', None) or error}); expected a "
             f"YAML file or one of {presets}"
