@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tippingpoint.models.long_audio import chunk_activations
     from tippingpoint.models.map_similarity import plan_reuse
     from tippingpoint.models.reuse_plan import ReusePlan
+    from tippingpoint.models.sharing import reuse_attention
     from tippingpoint.models.swap import swap_attention, variants_of
     from tippingpoint.profiling.session import profile
     from tippingpoint.store import Store
@@ -67,6 +68,7 @@ _HOMES = {
     "models.long_audio": ("chunk_activations",),
     "models.map_similarity": ("plan_reuse",),
     "models.reuse_plan": ("ReusePlan",),
+    "models.sharing": ("reuse_attention",),
     "models.swap": ("swap_attention", "variants_of"),
     "profiling.session": ("profile",),
     "store": ("Store",),
@@ -118,6 +120,7 @@ __all__ = [
     "profile",
     "read_lengths",
     "recommend",
+    "reuse_attention",
     "run_study",
     "save",
     "swap_attention",

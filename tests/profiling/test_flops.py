@@ -18,11 +18,11 @@ from transformers.models.swinv2.modeling_swinv2 import Swinv2Layer, Swinv2Stage
 
 from tippingpoint.attention.reference import local_mask
 from tippingpoint.measurement import Flops
-from tippingpoint.models.build import build
+from tippingpoint.models.build import build, make_config
 from tippingpoint.models.catalog import ARCHITECTURES, algorithmic_flops
 from tippingpoint.profiling.flops import FORMULAS, count_flops
 from tippingpoint.profiling.worker import Worker
-from tippingpoint.workload import Workload
+from tippingpoint.workload import Subject, Workload
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -538,3 +538,42 @@ def test_a_worker_gives_executed_and_algorithmic_flops_and_bytes_side_by_side(ph
     assert 0 < flops.algorithmic < flops.total
     # At least every weight is read.
     assert flops.bytes_accessed > 4 * (worker.subject.parameters - 1000 * 64 - 512 * 64)
+
+
+SHARED = {"bert": 50, "modernbert": 50, "hubert": 0.5, "vit": 64, "wav2vec2-conformer": 0.5, "parakeet_encoder": 0.8}
+
+
+@pytest.mark.parametrize("phase", ["inference", "training"])
+@pytest.mark.parametrize("name", SHARED)
+def test_what_layers_save_that_share_a_map_is_neither_asked_for_nor_executed(name, phase):
+    length, batch = SHARED[name], 2
+    # Of four layers of ModernBERT the first and the last have no window.
+    workload = Workload(name, length, batch_size=batch, phase=phase, size="tiny", layers=4)
+    plain, shared = (
+        dataclasses.replace(workload, subject=Subject.parse(f"{name}@{v}")) for v in ("eager", "reuse:mode=map")
+    )
+    asked: list[int] = []
+    executed: list[int] = []
+    for each in (plain, shared):
+        live = build(each)
+        flops, _ = count_flops(live.call(each))
+        asked.append(algorithmic_flops(each, live.config) or 0)
+        executed.append(flops.total)
+    row, config = ARCHITECTURES[name], make_config(workload).to_dict()
+    shape, positions = row.shape(config), row.positions(length)
+    saved = 1 if name == "modernbert" else 2
+    products = 3 if phase == "training" else 1
+    rows = batch * positions
+    layer = 2 * linear(rows, shape.width, shape.width) + linear(rows * positions, shape.width, 1)
+    distances = beyond = 0
+    if row.scores is not None:
+        scores = linear(rows * positions, shape.width, 1)
+        encodings = linear(2 * positions - 1, shape.width, shape.width) * (2 if phase == "training" else 1)
+        distances = products * scores + encodings
+        # The library also scores distances beyond the ends, and Parakeet projects encodings for each sequence.
+        beyond = products * linear(rows * (positions - 1), shape.width, 1)
+        beyond += (batch - 1) * encodings if name == "parakeet_encoder" else 0
+    assert asked[0] - asked[1] == saved * (products * layer + distances)
+    # The two windowed layers of ModernBERT run fused beside others, whose backward pass scores again.
+    again = 2 * linear(rows * positions, shape.width, 1) if name == "modernbert" and phase == "training" else 0
+    assert executed[0] - executed[1] == saved * (products * layer + distances + beyond) - again

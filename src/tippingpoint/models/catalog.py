@@ -262,9 +262,10 @@ def check_subject(subject: Subject) -> Subject:
             if architecture.efficient_attention
             else f"computes its scores in a way of its own ({architecture.own_scores})"
         )
+        but = f" but {REUSE}, eager and sdpa" if architecture.shares_maps else ""
         able = [row.name for row in ARCHITECTURES.values() if row.takes(VARIANTS[refused[0].name])]
         raise UnsupportedError(
-            f"{architecture.name} {reason} and takes no variant like it; drop '@{refused[0]}', or put the variant into "
+            f"{architecture.name} {reason} and takes no variant{but}; drop '@{refused[0]}', or put the variant into "
             f"one of {', '.join(able)}"
         )
     subject = resolve(subject, architecture.modality)

@@ -224,12 +224,14 @@ def _find_projections(attention: nn.Module) -> dict[str, nn.Linear]:
     )
 
 
-def unneeded_parameters(model: PreTrainedModel, layers: Iterable[int]) -> set[str]:
+def unneeded_parameters(model: PreTrainedModel, layers: Sequence[int]) -> set[str]:
     """Return the names of the parameters that layers do without when they reuse a map.
 
     Raises:
         UnsupportedError: As `reuse_attention`.
     """
+    if not layers:
+        return set()
     attentions = find_attentions(model, _PURPOSE, own_scores=True)
     unneeded: set[int] = set()
     for number in layers:
