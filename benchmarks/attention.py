@@ -32,7 +32,7 @@ from torch import Tensor
 from tippingpoint.attention.local import choose_way, local_attention
 from tippingpoint.models.catalog import VARIANTS
 from tippingpoint.models.flops import attend, local_pairs
-from tippingpoint.models.swap import load_function
+from tippingpoint.models.layer_attention import load_function
 from tippingpoint.profiling.device import Device, open_device
 from tippingpoint.profiling.environment import read_environment
 

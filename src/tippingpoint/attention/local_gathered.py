@@ -112,9 +112,11 @@ class Blocks:
 
     def allowed(self, padding_mask: Tensor | None, device: torch.device) -> Tensor:
         """Return which keys a query of each block sees, bool [batch or 1, 1, blocks, rows, columns]."""
-        row = torch.arange(self.count * _BLOCK, device=device).view(self.count, _BLOCK, 1)
-        column = torch.arange(self.count, device=device).view(self.count, 1, 1) * _BLOCK - self.window
-        column = column + torch.arange(self._span, device=device)
+        row = torch.arange(self.count * _BLOCK, device=device, dtype=torch.int32).view(self.count, _BLOCK, 1)
+        column = (
+            torch.arange(self.count, device=device, dtype=torch.int32).view(self.count, 1, 1) * _BLOCK - self.window
+        )
+        column = column + torch.arange(self._span, device=device, dtype=torch.int32)
         # Global columns are attached once, below, and not a second time inside the band.
         allowed = (row - column <= self.window) & (column - row <= self._ahead)
         allowed = allowed & (column >= self.num_global) & (column < self.length)
