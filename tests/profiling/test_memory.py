@@ -1,18 +1,22 @@
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tippingpoint.measurement import Memory
 from tippingpoint.models.build import make_config
-from tippingpoint.models.catalog import ARCHITECTURES, architecture_of
+from tippingpoint.models.catalog import ARCHITECTURES, architecture_of, check_subject
 from tippingpoint.profiling.memory import (
     activation_bytes,
     bound_call_bytes,
+    chooses_mode,
+    least_call_bytes,
     predict_call_bytes,
     weight_bytes,
 )
 from tippingpoint.profiling.process import WorkerProcess
-from tippingpoint.workload import PHASES, Workload
+from tippingpoint.workload import PHASES, Subject, Workload
 
 MARGIN = 1.15
 
@@ -144,6 +148,11 @@ def test_full_attention_is_bounded_quadratically_and_windows_of_images_linearly(
         ("hubert", 1.0, "small", 1, "float32"),
         ("vit@eager", 320, "tiny", 2, "float32"),
         ("swinv2", 224, "tiny", 2, "float32"),
+        ("bert@reuse:group=2,mode=map", 1024, "tiny", 2, "float32"),
+        ("bert@reuse:group=2,maps=bfloat16,mode=map", 1024, "tiny", 1, "bfloat16"),
+        ("bert@reuse:group=0-2/2_1-3/2,mode=map", 512, "small", 1, "float32"),
+        ("bert@local:window=32+reuse:group=2,mode=map", 700, "tiny", 4, "float32"),
+        ("wav2vec2-conformer@reuse:group=2,mode=map", 6.0, "tiny", 2, "float32"),
     ],
 )
 def test_the_bound_holds_for_what_is_measured(subject, length, size, batch_size, dtype, phase):
@@ -152,3 +161,79 @@ def test_the_bound_holds_for_what_is_measured(subject, length, size, batch_size,
         parameters = worker.ask("build", workload)
         needed = activation_bytes(workload, worker.ask("measure_memory"), parameters)
     assert 0 < needed <= bound(workload)
+    if "mode=map" in subject:
+        assert 0 < least(workload) <= needed
+
+
+def least(workload: Workload) -> int:
+    return least_call_bytes(workload, architecture_of(workload.subject), make_config(workload).to_dict())
+
+
+def maps(subject: str, length: float = 1000, **fields: Any) -> float:
+    """Maps of full attention, in float32, that no call can do without."""
+    workload = Workload(subject, length, size="small", **fields)
+    row = architecture_of(workload.subject)
+    heads = row.shape(make_config(workload).to_dict()).heads
+    return least(workload) / (workload.batch_size * heads * row.positions(length) ** 2 * 4)
+
+
+def test_one_map_of_a_group_at_a_time_is_certain_in_inference_and_all_of_them_in_training():
+    assert maps("bert@reuse:group=2,mode=map") == maps("bert@reuse:group=4,mode=map") == 1
+    assert maps("bert@reuse:group=2,mode=map", phase="training") == 2
+    assert maps("bert@reuse:group=4,mode=map", phase="training") == 1
+    assert maps("bert@reuse:group=1-2,mode=map", phase="training", batch_size=3) == 1
+    # Groups that interleave have both maps alive.
+    assert maps("bert@reuse:group=0-2/2_1-3/2,mode=map") == 2
+    assert maps("wav2vec2-conformer@reuse:group=2,mode=map", 12.5) == 1
+    assert maps("vit@reuse:group=4,mode=map", 320) == 1
+
+
+def test_maps_in_half_precision_take_half():
+    assert maps("bert@reuse:group=2,maps=bfloat16,mode=map") == 0.5
+    assert maps("bert@reuse:group=2,mode=map", dtype="bfloat16") == 0.5
+    assert maps("bert@reuse:group=2,maps=bfloat16,mode=map", dtype="bfloat16") == 0.5
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_no_map_is_certain_where_none_is_kept_or_the_mode_is_measured(phase):
+    for subject in ("bert", "bert@reuse:group=2,mode=recompute", "bert@reuse:group=2", "bert@reuse:group=1,mode=map"):
+        assert maps(subject, phase=phase) == 0
+    assert maps("bert@local:window=50+reuse:group=2,mode=recompute", phase=phase) == 0
+
+
+def test_maps_of_local_attention_grow_linearly():
+    def columns(subject: str) -> float:
+        return maps(subject, 2000) * 2000
+
+    assert columns("bert@local:window=50+reuse:group=4,mode=map") == 64 + 100
+    assert columns("bert@local:window=50,num_global=3+reuse:group=4,mode=map") == 64 + 100 + 3
+    assert columns("bert@local:causal=true,window=50+reuse:group=4,mode=map") == 64 + 50
+
+
+def test_layers_with_a_window_of_their_own_share_no_map():
+    # Of ModernBERT's layers those numbered 0, 3, 6 ... see everything.
+    config = make_config(Workload("modernbert", 512, size="base")).to_dict()
+    full = config["layer_types"].count("full_attention")
+    assert 1 < full < config["num_hidden_layers"]
+    workload = Workload("modernbert@reuse:group=2,mode=map", 512, phase="training")
+    each = architecture_of(workload.subject).shape(config).heads * 512**2 * 4
+    assert least(workload) == full // 2 * each
+
+
+def test_a_mode_is_chosen_in_the_first_call_unless_one_is_given():
+    assert chooses_mode(check_subject(Subject.parse("bert@reuse:group=3")))
+    assert not chooses_mode(check_subject(Subject.parse("bert@reuse:group=3,mode=map")))
+    assert not chooses_mode(check_subject(Subject.parse("bert@local")))
+
+
+def test_what_choosing_a_mode_takes_is_not_counted_as_the_models():
+    needed = {}
+    for mode in ("map", "recompute", "auto"):
+        workload = Workload(f"bert@reuse:group=2,mode={mode}", 2048, size="tiny", threads=1)
+        with WorkerProcess("cpu", 1) as worker:
+            parameters = worker.ask("build", workload)
+            needed[mode] = activation_bytes(workload, worker.ask("measure_memory"), parameters)
+    # Which one is faster is not known here; what both take together would be much more than either.
+    chosen = min(("map", "recompute"), key=lambda mode: abs(needed[mode] - needed["auto"]))
+    assert needed["map"] > needed["recompute"] + 2**24
+    assert needed["auto"] == pytest.approx(needed[chosen], abs=10 * 2**20)
