@@ -18,7 +18,7 @@ quickstart: $(INSTALLED)  ## Install, then say which encoder fits the documents 
 		--modality text --objective latency --budget 5m --store $(STORE)
 
 test: lint  ## Check style and types, run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

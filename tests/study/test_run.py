@@ -373,8 +373,10 @@ def test_a_study_that_is_killed_goes_on_where_it_was_and_leaves_no_process_behin
     assert after[: len(before)] == before
     assert len(after) > len(before)
     ran = [what_ran(session) for session in after]
-    assert len(set(ran)) == len(ran)
     assert {32, 128} <= {length for _, length, _ in ran}
+    # What was measured before is not measured again: a busy machine may want more of a length, but of both first.
+    if {length for _, length, _ in ran[: len(before)]} != {32, 128}:
+        assert ran[len(before)] not in ran[: len(before)]
     assert "Tipping points" in output
     assert "the budget of" not in output
 
