@@ -125,26 +125,35 @@ class Race:
         """One of its workloads: they differ in subject and length alone."""
         return self.seen[0].workload
 
+    @cached_property
+    def lengths(self) -> tuple[float, ...]:
+        """Lengths at which every subject was tried; without any, all at which several were measured.
+
+        What failed at a length, or ran out of memory at a shorter one, was tried there. A search that measures one
+        pair more closely is not of interest to the others.
+        """
+        every = set(self.contest.subjects)
+        common = [length for length, there in self.measured.items() if every <= {*there, *self.failures(length)}]
+        return tuple(common or (length for length, there in self.measured.items() if len(there) > 1))
+
     def speed_ups(self, metric: str = "latency") -> tuple[SpeedUp, ...]:
-        """Return what every other subject gains over each baseline, where both were measured; see `SpeedUp`."""
+        """Return what every other subject gains over each baseline at the race's lengths; see `SpeedUp`."""
         found = []
+        seen = [outcome for outcome in self.seen if outcome.workload.length in self.lengths]
         for baseline in self.contest.baselines:
             for subject in self.contest.subjects:
                 points = comparison_points(
-                    self.seen, baseline, subject, metric=metric, phase=self.phase, batch_size=self.batch_size
+                    seen, baseline, subject, metric=metric, phase=self.phase, batch_size=self.batch_size
                 )
                 if subject != baseline and points:
                     found.append(SpeedUp(baseline, subject, metric, tuple(points)))
         return tuple(found)
 
     def best(self, metric: str = "latency") -> tuple[Best, ...]:
-        """Return who costs least at each length at which every subject was tried.
-
-        What failed there, or ran out of memory at a shorter length, was tried and does not compete. A length that
-        only some were measured at says nothing about the others, and is left out.
-        """
+        """Return who costs least at each length at which every subject was tried; what failed does not compete."""
         found = []
-        for length, there in self.measured.items():
+        for length in self.lengths:
+            there = self.measured[length]
             costs = {subject: _cost(measurement, metric) for subject, measurement in there.items()}
             known = {subject: cost for subject, cost in costs.items() if cost is not None}
             tried = {*known, *self.failures(length)}

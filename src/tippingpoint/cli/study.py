@@ -136,15 +136,14 @@ def _show(result: StudyResult, store: Path) -> None:
     from tippingpoint.report.tables import measurements_table, notes, tipping_points_table
     from tippingpoint.units import format_seconds
 
-    show(f"{result.environment}", "")
+    about = (f"study {result.study.name}: {result.study.about}",) if result.study.about else ()
+    show(f"{result.environment}", *about, "")
     for kind in result.study.phases:
         show(measurements_table(result.outcomes, result.study.subjects, kind), "")
     if len(result.study.variants) > 1:
         for race in _races(result):
             show(speed_up_table(race), "", winners_table(race), "")
     show(tipping_points_table(result.tipping_points), "")
-    if result.study.about:
-        show(f"note: {result.study.about}")
     for line in notes(result.tipping_points):
         show(f"note: {line}")
     if not result.complete:

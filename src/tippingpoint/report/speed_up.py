@@ -69,9 +69,8 @@ def speed_up_table(race: Race) -> Table:
     table = plain_table(f"Speed-up with its 95 % interval ({race.phase})", *columns, left=2)
     table.columns[0].justify, table.columns[0].no_wrap = "right", True
     points = _by_place(race.speed_ups())
-    for length, there in race.measured.items():
-        if len(there) < 2:
-            continue
+    for length in race.lengths:
+        there = race.measured[length]
         if table.rows:
             table.add_section()
         at = format_length(length, unit).split(" ")[0]
