@@ -33,7 +33,7 @@ from tippingpoint.attention.validation import attendable, check_attention_inputs
 
 MODES = ("map", "recompute", "auto")
 # A block of scores is as large as this: still in the last level of the cache when softmax and values come, and long
-# enough for products at full speed (of 0.25 to 16 MiB this was fastest, benchmarks/reuse.py).
+# enough for products at full speed. Of 0.25 to 32 MiB, 8 and more were the fastest at 4,096 positions.
 _BLOCK_BYTES = 8 * 2**20
 # Types that scores are computed in as they are; others are computed in float32, where that can be done by blocks.
 _EXACT = (torch.float32, torch.float64)
