@@ -66,7 +66,7 @@ def test_the_fastest_is_the_one_that_was_planted_at_each_length():
 
 
 def test_who_is_not_certainly_slower_is_level():
-    same = [
+    same: list[Outcome] = [
         measurement(BERT, 128, [1.0, 1.1, 0.9, 1.05, 0.95, 1.0]),
         measurement(EAGER, 128, [2.0] * 6),
         measurement(LOCAL, 128, [0.95, 1.1, 1.0, 1.0, 0.9, 1.02]),

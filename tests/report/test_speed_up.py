@@ -125,10 +125,8 @@ def test_where_lengths_are_not_shared_nobody_wins():
 
 def test_subjects_of_several_architectures_are_written_in_full():
     longformer = Subject.parse("longformer")
-    outcomes: list[Outcome] = [
-        measurement(subject, 512, seconds)
-        for subject, seconds in ((BERT, 2.0), (VARIANTS[0], 1.5), (longformer, 1.0))
-    ]
+    costs = {BERT: 2.0, VARIANTS[0]: 1.5, longformer: 1.0}
+    outcomes: list[Outcome] = [measurement(subject, 512, seconds) for subject, seconds in costs.items()]
     text = "\n".join(text_of(speed_up_table(race(outcomes, Contest((BERT,), (VARIANTS[0], longformer))))))
     assert "bert@local:window=256" in text
     assert "longformer" in text
