@@ -298,8 +298,8 @@ class _WithFrame:
         def run(*given: Any) -> Any:
             if recorded and not torch.is_grad_enabled():
                 raise UnsupportedError(
-                    "gradient checkpointing with use_reentrant=True cuts the gradient of shared attention maps; switch "
-                    "it on with use_reentrant=False"
+                    "gradient checkpointing with use_reentrant=True cuts the gradient of shared attention maps; "
+                    "switch it on with use_reentrant=False"
                 )
             _FRAMES.stack.append(frame)
             try:
