@@ -169,6 +169,21 @@ def test_axes_are_logarithmic_hold_everything_and_are_the_same_in_all_panels():
     assert line["encoding"]["x"]["axis"]["values"] == length_ticks(low, high, "tokens")
 
 
+def test_an_interval_that_says_nothing_does_not_squeeze_the_others():
+    outcomes: list[Outcome] = [
+        measurement(BERT, 512, [2.0, 2.0, 2.0]),
+        measurement(VARIANTS[0], 512, [0.01, 1.0, 2.0]),
+        measurement(VARIANTS[1], 512, [1.0, 1.0, 1.0]),
+    ]
+    line, *_ = layers_of(speed_up_chart(race(outcomes, Contest((BERT,), VARIANTS[:2]))).to_dict(), "line")
+    rows = {row["subject"]: row for row in line["rows"]}
+    low, high = line["encoding"]["y"]["scale"]["domain"]
+    assert rows["local:window=256"]["high"] > 10 * high
+    assert low <= 1 < max(row["ratio"] for row in rows.values()) < high
+    bars = [layer for layer in layers_of(speed_up_chart(race()).to_dict(), "rule") if "y2" in layer["encoding"]]
+    assert all(layer["mark"]["clip"] for layer in bars)
+
+
 def test_subjects_look_unlike_with_and_without_colour_and_baselines_come_last():
     point, _ = layers_of(speed_up_chart(race()).to_dict(), "point")
     names = point["encoding"]["color"]["scale"]["domain"]

@@ -41,6 +41,10 @@ _SHAPES = (
     "triangle-right",
     "triangle-left",
 )
+# Of baselines.
+_BAR = "M-1,-.25H1V.25H-1Z"
+# The axis of ratios reaches so far beyond them; longer intervals are cut off.
+_MOST_BEYOND = 2.0
 # Steps of a logarithmic axis of ratios, from fine to coarse.
 _RATIO_TICKS = (
     (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2),
@@ -268,7 +272,7 @@ def speed_up_chart(race: Race, metric: str = "latency") -> alt.HConcatChart:
     unit = _unit(race)
     names, colors, shapes = _looks(race, records)
     low, high = _ends([record["length"] for record in records])
-    least, most = _ends([1.0, *(record[end] for record in records for end in ("low", "high"))], room=0.04)
+    least, most = _reach(records)
     x = alt.X("length:Q", title=LENGTHS[unit]).scale(type="log", domain=[low, high], nice=False)
     x = x.axis(values=length_ticks(low, high, unit), format=",~g", labelOverlap="greedy")
     legend = alt.Legend(title=None, orient="right", symbolSize=60, symbolStrokeWidth=1.5, rowPadding=4)
@@ -287,7 +291,7 @@ def speed_up_chart(race: Race, metric: str = "latency") -> alt.HConcatChart:
         level = alt.Chart(alt.InlineData(values=[{"one": 1}])).mark_rule(color=INK, strokeWidth=0.9)
         layers = [
             level.encode(y=alt.Y("one:Q")),
-            base.mark_rule(strokeWidth=1.4).encode(x, alt.Y("low:Q"), y2="high", color=color),
+            base.mark_rule(strokeWidth=1.4, clip=True).encode(x, alt.Y("low:Q"), y2="high", color=color),
             base.mark_line(strokeWidth=1.6).encode(x, y, color=color),
             base.mark_point(filled=True, size=48, opacity=1).encode(
                 x, y, color=color, shape=shape, tooltip=["subject:N", "length:Q", "ratio:Q", "low:Q", "high:Q"]
@@ -312,7 +316,7 @@ def _looks(race: Race, records: Sequence[Record]) -> tuple[list[str], list[str],
     ends = {record["subject"]: record["ratio"] for record in sorted(records, key=lambda record: record["length"])}
     names = sorted(variants, key=lambda name: -ends[name])
     names += [name for name in (_label(each, race) for each in race.contest.baselines) if name in shown]
-    found = [looks.get(name, (GREY, "stroke")) for name in names]
+    found = [looks.get(name, (GREY, _BAR)) for name in names]
     return names, [color for color, _ in found], [shape for _, shape in found]
 
 
@@ -362,6 +366,14 @@ def _ends(values: Sequence[float], room: float = 0.03) -> tuple[float, float]:
     low, high = min(values), max(values)
     more = max((high / low) ** room, 1.02)
     return low / more, high * more
+
+
+def _reach(records: Sequence[Record]) -> tuple[float, float]:
+    """Return both ends of an axis of ratios, 1 and the intervals included, unless these are useless."""
+    ratios = [1.0, *(record["ratio"] for record in records)]
+    low = max(min(1.0, *(record["low"] for record in records)), min(ratios) / _MOST_BEYOND)
+    high = min(max(1.0, *(record["high"] for record in records)), max(ratios) * _MOST_BEYOND)
+    return _ends([low, high], room=0.04)
 
 
 def _ratio_ticks(low: float, high: float) -> list[float]:
