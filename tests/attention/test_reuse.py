@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 BATCH, HEADS, LENGTH, WIDTH = 2, 3, 70, 8
 PADDED = torch.arange(LENGTH) < torch.tensor([[LENGTH], [41]])
 
-LOCAL = {
+LOCAL: dict[str, dict[str, Any]] = {
     "full": {},
     "local": {"window": 5, "num_global": 0, "causal": False},
     "causal": {"window": 5, "num_global": 0, "causal": True},
@@ -107,8 +108,9 @@ def test_gradients_of_a_group_are_those_of_its_definition(mode, local):
         return real(weights @ value, PADDED).square().sum() + real(weights @ other, PADDED).sin().sum()
 
     made = [tensor.requires_grad_() for tensor in tensors()]
-    ours = torch.autograd.grad(group(*made), made)
-    wanted = torch.autograd.grad(definition(*made), made)
+    query, key, value, other = made
+    ours = torch.autograd.grad(group(query, key, value, other), made)
+    wanted = torch.autograd.grad(definition(query, key, value, other), made)
     assert all((one - two).abs().max() < 1e-11 for one, two in zip(ours, wanted, strict=True))
 
 
@@ -136,7 +138,7 @@ def test_maps_without_units_for_bfloat16_are_widened_block_by_block(monkeypatch)
     with torch.inference_mode():
         output, shared = dense_map(query, key, value, map_dtype=torch.bfloat16)
         assert torch.equal(output, dense_map(query, key, value)[0])
-        exact = by_loops(*(tensor.double() for tensor in (query, key, other)), allowed_by({}, None))
+        exact = by_loops(query.double(), key.double(), other.double(), allowed_by({}, None))
         # Only the map is rounded, not the values.
         assert (shared.attend(other) - exact).abs().max() < torch.finfo(torch.bfloat16).eps / 2 * exact.abs().max()
 
@@ -210,7 +212,7 @@ def test_bytes_are_those_of_what_stays():
 def test_any_length_down_to_one(local):
     for length in (1, 2, 63, 64, 65, 129):
         query, key, value, other = (torch.randn(1, 2, length, 4, dtype=torch.float64) for _ in range(4))
-        given = dict(local, num_global=min(local["num_global"], length)) if local else {}
+        given: dict[str, Any] = dict(local, num_global=min(local["num_global"], length)) if local else {}
         _, kept = share(query, key, value, "map", **given)
         _, again = share(query, key, value, "recompute", **given)
         assert (kept.attend(other) - again.attend(other)).abs().max() < 1e-12
@@ -221,8 +223,9 @@ def test_samples_of_a_batch_do_not_see_one_another():
     for local in LOCAL.values():
         _, together = share(query, key, value, "map", **local)
         for sample in range(BATCH):
-            _, alone = share(*(tensor[sample : sample + 1] for tensor in (query, key, value)), "map", **local)
-            mine = alone.attend(other[sample : sample + 1])
+            one = slice(sample, sample + 1)
+            _, alone = share(query[one], key[one], value[one], "map", **local)
+            mine = alone.attend(other[one])
             assert (mine[0] - together.attend(other)[sample]).abs().max() < 1e-13
 
 
