@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from encoders import ENCODERS, IMAGES, SPEECH, TINY, WORDS, Encoder, close, noise, output, run
+from encoders import ENCODERS, IMAGES, SPECIAL, SPEECH, TINY, WORDS, Encoder, close, noise, output, run
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -36,7 +36,12 @@ PARAKEET = Encoder(
     {"input_features": noise(2, 160, 16)},
 )
 SHARING = {name: encoder for name, encoder in ENCODERS.items() if name != "albert"}
-RELATIVE = {"wav2vec2_conformer_relative": CONFORMER, "parakeet": PARAKEET}
+W2V_BERT = Encoder(
+    "Wav2Vec2BertModel",
+    {**TINY, "position_embeddings_type": "relative", "layerdrop": 0.0},
+    {"input_features": noise(2, 30, 160)},
+)
+RELATIVE = {"wav2vec2_conformer_relative": CONFORMER, "parakeet": PARAKEET, "wav2vec2_bert_relative": W2V_BERT}
 EVERY = {**SHARING, **RELATIVE}
 every_encoder = pytest.mark.parametrize("encoder", EVERY.values(), ids=EVERY)
 every_mode = pytest.mark.parametrize("mode", ["map", "recompute"])
@@ -474,6 +479,13 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: reuse_attention(ENCODERS["albert"].make(), 2),
         UnsupportedError,
         "no two of its layers have an attention that can be shared",
+    ),
+    "a bias of its own kind": (
+        lambda: reuse_attention(
+            Encoder("T5EncoderModel", {**SPECIAL, "d_model": 32, "num_layers": 2}, WORDS).make(), 2
+        ),
+        UnsupportedError,
+        r"T5EncoderModel cannot share attention maps: its attention adds a position bias",
     ),
     "an approximation": (
         lambda: reuse_attention(swap_attention(bert(), "nystrom", landmarks=2), [(0, 1)]),

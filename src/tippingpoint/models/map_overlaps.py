@@ -40,6 +40,8 @@ class MapSimilarity:
         positions: Mean length of the inputs in sequence positions, without padding.
         map_parameters: Parameters of each layer in `eligible` that only its map needs: of queries, keys and relative
             positions.
+        weights: How much a difference of its map matters in each layer in `eligible`, 1 in the mean, as tried; none
+            if nothing was tried.
     """
 
     model: str
@@ -53,6 +55,7 @@ class MapSimilarity:
     rows: int
     positions: float
     map_parameters: tuple[int, ...]
+    weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.eligible)
@@ -71,6 +74,8 @@ class MapSimilarity:
                 f"overlaps of {count} layers with {self.heads} heads must hold a value for each two heads of each "
                 "two layers, and these do not"
             )
+        if len(self.weights) not in (0, count) or not all(0 < weight < np.inf for weight in self.weights):
+            raise DataError(f"weights must be {count} positive numbers, one for each layer, or none at all")
         values = [value for block in [*blocks, *self.near] for line in block for value in line]
         if not all(-_ROUNDING <= value <= 1 + _ROUNDING for value in values):
             raise DataError("overlaps and shares of attention must be numbers from 0 to 1, and one is not")
@@ -94,6 +99,18 @@ class MapSimilarity:
     def matched(self) -> np.ndarray:
         """Similarity of each pair of layers under the best matching of heads, as `unmatched`."""
         return self._pairs(lambda block: assign_heads(block)[1])
+
+    def worth(self, *, match_heads: bool) -> np.ndarray:
+        """Return what groups are chosen by: 1 less what two maps do not share, weighted by what it matters.
+
+        Args:
+            match_heads: Whether heads are matched.
+
+        Returns:
+            [eligible, eligible]; row a, column b for layer b that is given the map of layer a.
+        """
+        pairs = self.matched if match_heads else self.unmatched
+        return 1 - np.asarray(self.weights or [1.0] * len(self.eligible)) * (1 - pairs)
 
     def _pairs(self, of: Callable[[np.ndarray], float]) -> np.ndarray:
         count = len(self.eligible)

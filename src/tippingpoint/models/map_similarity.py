@@ -9,6 +9,7 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,14 +23,20 @@ from tippingpoint.models.reuse_plan import (
     PLAIN_COST_RATIO,
     ReusePlan,
     check_num_maps,
+    even_groups,
+    propose_groups,
     relative_cost_ratio,
 )
-from tippingpoint.models.swap import LIBRARY_NAME, LayerAttention, find_attentions
+from tippingpoint.models.reuse_trials import Trials
+from tippingpoint.models.sharing import sharing_attentions
+from tippingpoint.models.swap import LIBRARY_NAME, LayerAttention
 
 # Within how many positions of a query attention is added up.
 DISTANCES = (0, 1, 2, 4, 8, 16)
 ROWS = 256
 MEMORY_MIB = 64
+TRIAL_INPUTS = 16
+_MOST_TRIALS = 32
 _MIB = 2**20
 # What the library's models call projections of queries and keys, what their scores need for relative positions, and
 # one projection for queries, keys and values.
@@ -50,12 +57,15 @@ def plan_reuse(
     seed: int = 0,
     memory_mib: int = MEMORY_MIB,
     cost_ratio: float | None = None,
+    trial_inputs: int = TRIAL_INPUTS,
 ) -> ReusePlan:
     """Choose which layers of a model may share one attention map, from real inputs.
 
-    Layers are divided into `num_maps` contiguous groups so that the mean similarity of a layer's map to that of its
-    group's first layer is the largest; how similarity is defined and what `rows`, `seed` and `memory_mib` do says
-    `map_similarity`.
+    Layers are divided into `num_maps` contiguous groups. Dynamic programming proposes those in which the maps of
+    layers are most like that of their group's first layer, each layer weighted by how much the model's output moves
+    when it is given the map of the layer before. Then these, groups by overlap alone, even groups, and what moving
+    layers at borders leads to are tried on a few inputs, and those that move the output least are the plan. How
+    overlap is defined and what `rows`, `seed` and `memory_mib` do says `map_similarity`.
 
     Args:
         model: Any encoder of the Transformers library that uses its attention interface, as it was loaded.
@@ -68,6 +78,8 @@ def plan_reuse(
         memory_mib: Memory for maps.
         cost_ratio: What a layer that computes its map costs, in layers that are given one. By default 2, and what
             Transformer-XL's relative positions make of it where the model has them.
+        trial_inputs: How many sequences groups are tried on, the first ones; with 0 nothing is tried, and groups are
+            those with the largest mean overlap. A trial holds a copy of the model.
 
     Returns:
         The plan, with what every other number of maps would give.
@@ -79,12 +91,38 @@ def plan_reuse(
     """
     attentions = _sharing(model)
     check_num_maps(num_maps, sum(not _has_window(attention) for attention in attentions))
-    similarity = map_similarity(model, batches, rows=rows, seed=seed, memory_mib=memory_mib)
+    if type(trial_inputs) is not int or trial_inputs < 0:
+        raise InputError(f"trial_inputs must be a whole number of at least 0, got {trial_inputs!r}")
+    first: list[dict[str, Any]] = []
+    sequences = _keeping(_sequences(batches), first, trial_inputs)
+    similarity = map_similarity(model, sequences, rows=rows, seed=seed, memory_mib=memory_mib)
     if cost_ratio is None:
         relative = any(hasattr(attention, name) for attention in attentions for name in _RELATIVE)
         width = int(getattr(attentions[0].config, "hidden_size", 0))
         cost_ratio = relative_cost_ratio(similarity.positions, width) if relative else PLAIN_COST_RATIO
-    return ReusePlan.of(similarity, num_maps, match_heads=match_heads, cost_ratio=cost_ratio)
+    groups, tried = None, ()
+    if trial_inputs:
+        with _evaluating(model):
+            inputs = [{name: _moved(value, model) for name, value in each.items()} for each in first]
+            trials = Trials(model, inputs, similarity, match_heads=match_heads)
+            by_overlap = propose_groups(similarity, num_maps, match_heads=match_heads)
+            similarity = replace(similarity, weights=trials.weights())
+            weighted = propose_groups(similarity, num_maps, match_heads=match_heads)
+            groups = trials.best([weighted, by_overlap, even_groups(similarity, num_maps)], _MOST_TRIALS)
+        sharing = len(similarity.eligible) - num_maps
+        of_as_many = [each for each in trials.losses.items() if sum(len(group) - 1 for group in each[0]) == sharing]
+        tried = tuple(sorted(of_as_many, key=lambda each: each[1]))
+    return ReusePlan.of(
+        similarity, num_maps, match_heads=match_heads, cost_ratio=cost_ratio, groups=groups, tried=tried
+    )
+
+
+def _keeping(sequences: Iterator[dict[str, Any]], kept: list[dict[str, Any]], most: int) -> Iterator[dict[str, Any]]:
+    """Yield sequences, and keep the first ones."""
+    for sequence in sequences:
+        if len(kept) < most:
+            kept.append(sequence)
+        yield sequence
 
 
 def map_similarity(
@@ -165,7 +203,7 @@ def _check_positive(name: str, value: int | None) -> None:
 
 def _sharing(model: PreTrainedModel) -> list[nn.Module]:
     """Return the attentions of a model that compute maps of their own, in the order of the layers."""
-    attentions = find_attentions(model, "share attention maps", own_scores=True)
+    attentions = sharing_attentions(model)
     for number, attention in enumerate(attentions):
         config: Any = attention.config
         slots = [module for module in attention.children() if isinstance(module, LayerAttention)]

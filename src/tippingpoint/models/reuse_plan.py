@@ -103,6 +103,8 @@ class ReusePlan:
         head_matches: For each reusing layer the source head of each of its heads; empty without head matching.
         cost_ratio: What a computing layer costs, in reusing ones.
         similarity: What the plan was made from.
+        tried: Groups of as many maps that were tried, those of one layer left out, with how far the model's output
+            moved (1 less its cosine), the least first; none if nothing was tried.
     """
 
     groups: Groups
@@ -110,6 +112,7 @@ class ReusePlan:
     head_matches: Mapping[int, tuple[int, ...]]
     cost_ratio: float
     similarity: MapSimilarity
+    tried: tuple[tuple[Groups, float], ...] = ()
 
     def __post_init__(self) -> None:
         shared = self._shared
@@ -144,6 +147,8 @@ class ReusePlan:
         *,
         match_heads: bool = True,
         cost_ratio: float = PLAIN_COST_RATIO,
+        groups: Groups | None = None,
+        tried: tuple[tuple[Groups, float], ...] = (),
     ) -> ReusePlan:
         """Choose the groups for a number of maps.
 
@@ -152,13 +157,16 @@ class ReusePlan:
             num_maps: Number of maps that are computed, those of layers with a window of their own not counted.
             match_heads: Whether a reusing layer may be given the map's heads in another order.
             cost_ratio: What a computing layer costs, in reusing ones.
+            groups: Chosen already, by trials; of the layers that can share.
+            tried: What the trials gave.
 
         Raises:
             InputError: If num_maps is not from 1 to the number of layers that can share.
         """
         check_num_maps(num_maps, len(similarity.eligible))
-        pairs = similarity.matched if match_heads else similarity.unmatched
-        groups = _layers_of(group_layers(pairs)[num_maps - 1], similarity)
+        if groups is None:
+            groups = propose_groups(similarity, num_maps, match_heads=match_heads)
+        groups = _with_windowed(groups, similarity)
         matches = {
             layer: assign_heads(similarity.heads_of(group[0], layer))[0]
             for group in groups
@@ -171,10 +179,11 @@ class ReusePlan:
             head_matches=matches,
             cost_ratio=cost_ratio,
             similarity=similarity,
+            tried=tried,
         )
 
     def with_num_maps(self, num_maps: int) -> ReusePlan:
-        """Return the plan for another number of maps.
+        """Return the plan for another number of maps, by the weighted overlap alone: nothing is tried.
 
         Raises:
             InputError: If it is not from 1 to the number of layers that can share.
@@ -194,8 +203,12 @@ class ReusePlan:
     @cached_property
     def choices(self) -> tuple[ReuseChoice, ...]:
         """What each number of maps would give, from 1 on."""
-        pairs = self.similarity.matched if self.match_heads else self.similarity.unmatched
-        return tuple(self._choice(_layers_of(begins, self.similarity)) for begins in group_layers(pairs))
+        numbers = range(1, len(self.similarity.eligible) + 1)
+        found = [propose_groups(self.similarity, number, match_heads=self.match_heads) for number in numbers]
+        found = [_with_windowed(groups, self.similarity) for groups in found]
+        return tuple(
+            self._choice(self.groups if n == self.num_maps else g) for n, g in zip(numbers, found, strict=True)
+        )
 
     @property
     def _shared(self) -> list[tuple[int, ...]]:
@@ -238,6 +251,7 @@ class ReusePlan:
             "head_matches": {str(layer): match for layer, match in self.head_matches.items()},
             "cost_ratio": self.cost_ratio,
             "similarity": asdict(self.similarity),
+            "tried": self.tried,
         }
         return json.dumps(record, allow_nan=False) + "\n"
 
@@ -266,6 +280,7 @@ class ReusePlan:
                 },
                 cost_ratio=float(record["cost_ratio"]),
                 similarity=MapSimilarity(**{name: _frozen(value) for name, value in similarity.items()}),
+                tried=_frozen(record.get("tried", [])),
             )
         except KeyError as error:
             raise DataError(f"the plan lacks {error}; make it again with tippingpoint reuse plan") from error
@@ -303,12 +318,30 @@ def _format_group(group: Sequence[int]) -> str:
     return f"{group[0]}-{group[-1]}" + (f"/{step}" if step > 1 else "")
 
 
-def _layers_of(begins: Sequence[int], similarity: MapSimilarity) -> Groups:
-    """Return groups of layer numbers from the places where groups of eligible layers begin."""
+def propose_groups(similarity: MapSimilarity, num_maps: int, *, match_heads: bool) -> Groups:
+    """Return the best groups, by the weighted overlap, of the layers that can share.
+
+    Args:
+        similarity: Of the layers' maps.
+        num_maps: Number of groups.
+        match_heads: Whether heads are matched.
+    """
+    begins = group_layers(similarity.worth(match_heads=match_heads))[num_maps - 1]
     ends = [*begins[1:], len(similarity.eligible)]
-    shared = [similarity.eligible[begin:end] for begin, end in zip(begins, ends, strict=True)]
+    return tuple(similarity.eligible[begin:end] for begin, end in zip(begins, ends, strict=True))
+
+
+def even_groups(similarity: MapSimilarity, num_maps: int) -> Groups:
+    """Return groups of the layers that can share that are as even as possible, larger ones first."""
+    count = len(similarity.eligible)
+    ends = np.cumsum([count // num_maps + (number < count % num_maps) for number in range(num_maps)])
+    return tuple(similarity.eligible[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _with_windowed(groups: Groups, similarity: MapSimilarity) -> Groups:
+    """Return groups of all layers: those with a window of their own stand alone."""
     alone = [(layer,) for layer in range(similarity.layers) if layer not in similarity.eligible]
-    return tuple(sorted([*shared, *alone]))
+    return tuple(sorted([*groups, *alone]))
 
 
 def _frozen(value: Any) -> Any:

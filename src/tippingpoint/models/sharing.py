@@ -24,7 +24,7 @@ from tippingpoint.models.catalog import VARIANTS
 from tippingpoint.models.groups import GROUP, REUSE, Groups, check_groups, equal_groups, groups_of, reuse_of, sources
 from tippingpoint.models.layer_attention import begin_frame, end_frame
 from tippingpoint.models.reuse_plan import ReusePlan
-from tippingpoint.models.swap import find_attentions, has_window, install, standing_in
+from tippingpoint.models.swap import find_attentions, has_window, in_scores, install, standing_in
 from tippingpoint.workload import Variant, check_choice
 
 # What maps are kept in: as the model computes, or in half of the memory of float32.
@@ -38,6 +38,7 @@ _NAMES = {
     "all": re.compile(r".*qkv.*", re.IGNORECASE),
 }
 # What scores distances in a relative-position Conformer (Transformer-XL, arXiv:1901.02860, section 3.3).
+_ARGUMENTS = ("relative_position_embeddings",)
 _RELATIVE = ("linear_pos", "pos_bias_u", "pos_bias_v", "relative_k_proj", "bias_u", "bias_v")
 # How a forward pass takes apart what one layer projects: queries, keys and values one after the other.
 _IN_ORDER = re.compile(r"\b3,\s*(-1|self\.\w*heads?\w*),\s*(-1|self\.\w*head\w*)|\.chunk\(3, dim=-1\)")
@@ -81,7 +82,7 @@ def reuse_attention(
 
     Reference: arXiv:2301.12444, section 3; head matching is not in the paper.
     """
-    attentions = find_attentions(model, _PURPOSE, own_scores=True)
+    attentions = sharing_attentions(model)
     standing = [standing_in(attention) for attention in attentions]
     if isinstance(groups, int):
         if isinstance(groups, bool) or groups < 1:
@@ -109,7 +110,7 @@ def put_reuse(model: PreTrainedModel, variant: Variant) -> None:
     Raises:
         UnsupportedError, InputError: As `reuse_attention`.
     """
-    attentions = find_attentions(model, f"take '{variant}'", own_scores=True)
+    attentions = sharing_attentions(model, f"take '{variant}'")
     standing = [standing_in(attention) for attention in attentions]
     options: dict[str, Any] = dict(variant.options)
     groups = groups_of(variant, standing, may_share(model))
@@ -128,9 +129,29 @@ def _check_any(model: PreTrainedModel, groups: Groups, size: int) -> None:
         )
 
 
+def sharing_attentions(model: PreTrainedModel, purpose: str = _PURPOSE) -> list[nn.Module]:
+    """Return the self-attentions of a model's encoder, in the order of its layers, if layers of it can share maps.
+
+    Args:
+        model: Any model of the Transformers library.
+        purpose: What for, for the error message.
+
+    Raises:
+        UnsupportedError: If they cannot, with the reason.
+    """
+    attentions = find_attentions(model, purpose, own_scores=True)
+    unknown = {name for attention in attentions for name in in_scores(attention)}.difference(_RELATIVE, _ARGUMENTS)
+    if unknown:
+        raise UnsupportedError(
+            f"{type(model).__name__} cannot {purpose}: its attention adds a position bias to its scores "
+            f"({', '.join(sorted(unknown))}) that a layer without scores could not go without"
+        )
+    return attentions
+
+
 def may_share(model: PreTrainedModel) -> tuple[int, ...]:
     """Return the layers whose map can be kept: of full or local attention, without a window of the model's own."""
-    attentions = find_attentions(model, _PURPOSE, own_scores=True)
+    attentions = sharing_attentions(model)
     return tuple(number for number, attention in enumerate(attentions) if not _why_not(attention))
 
 
@@ -232,7 +253,7 @@ def unneeded_parameters(model: PreTrainedModel, layers: Sequence[int]) -> set[st
     """
     if not layers:
         return set()
-    attentions = find_attentions(model, _PURPOSE, own_scores=True)
+    attentions = sharing_attentions(model)
     unneeded: set[int] = set()
     for number in layers:
         attention = attentions[number]

@@ -174,7 +174,7 @@ def find_attentions(model: PreTrainedModel, purpose: str, *, own_scores: bool = 
     everywhere = [module for module in model.modules() if _uses_interface(module)]
     decoders = set().union(*_decoders(model))
     attentions = [module for module in everywhere if module not in decoders]
-    biased = sorted({name for module in model.modules() if module not in decoders for name in _in_scores(module)})
+    biased = sorted({name for module in model.modules() if module not in decoders for name in in_scores(module)})
     if row and row.efficient_attention:
         reason = f"its attention is {row.efficient_attention}"
     elif row and row.own_scores and ((biased and not own_scores) or not everywhere):
@@ -212,7 +212,7 @@ def _decoders(model: PreTrainedModel) -> list[set[nn.Module]]:
     return found
 
 
-def _in_scores(module: nn.Module) -> list[str]:
+def in_scores(module: nn.Module) -> list[str]:
     """Return what adds to scores by the position, by the names of a module's parts and an attention's arguments."""
     names = [
         *(inspect.signature(module.forward).parameters if _uses_interface(module) else ()),
