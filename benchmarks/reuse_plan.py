@@ -10,8 +10,8 @@ from the other half: the cosine of a text's embedding with shared maps to that o
 of texts whose nearest other text stays the same. Nothing is trained on.
 
 Beside the plan and naive groups (as even as possible, larger ones first) every other contiguous grouping is tried,
-with and without heads matched, because a plan keeps the model's output on other texts, and looks at a few groupings only. "by overlap" is
-what a plan without trials would be (`trial_inputs=0`).
+with and without heads matched, because a plan keeps the model's output on other texts, and looks at a few groupings
+only. "by overlap" is what a plan without trials would be (`trial_inputs=0`).
 """
 
 from __future__ import annotations

@@ -59,6 +59,9 @@ def plan(
         float | None,
         typer.Option(help="Cut longer texts (tokens) or recordings (seconds); to the model's limit by default."),
     ] = None,
+    trial_inputs: Annotated[
+        int, typer.Option(help="Try groups on so many of the inputs; 0 plans by the overlap of maps alone.")
+    ] = 16,
     output: Annotated[
         Path | None, typer.Option(metavar="PLAN.json", help="File for the plan, to be applied later.")
     ] = None,
@@ -70,9 +73,9 @@ def plan(
     """Say which layers of a model may share one attention map, from your own data.
 
     Compares the attention maps of every two layers, head by head, and divides the layers into contiguous groups so
-    that the maps that layers would be given are as like their own as can be. Similarity is the overlap of two rows of
-    probabilities: 1 is the same map, 0 nothing in common. A plan says which layers lose least, not how much the model
-    loses: train it on after sharing, and evaluate it.
+    that the maps that layers would be given are as like their own as can be, where that matters to what the model
+    gives out: groups are tried on some of the inputs. Similarity is the overlap of two rows of probabilities: 1 is
+    the same map, 0 nothing in common. Train the model on after sharing, and evaluate it.
 
     Example: tippingpoint reuse plan my_bert README.md docs --num-maps 4 --output plan.json --figure plan.svg
     """
@@ -81,6 +84,7 @@ def plan(
     from tippingpoint.models.checkpoint_files import find_folder
     from tippingpoint.models.checkpoints import load
     from tippingpoint.models.map_similarity import plan_reuse
+    from tippingpoint.models.sharing import may_share
     from tippingpoint.report import reuse as report
     from tippingpoint.report.figures import check_path, save
 
@@ -101,9 +105,13 @@ def plan(
         max_inputs=max_inputs,
         max_length=max_length,
     )
-    made = plan_reuse(encoder, _told(inputs, encoder), 1 if num_maps is None else num_maps, match_heads=match_heads)
-    if num_maps is None:
-        made = made.with_num_maps(-(-len(made.similarity.eligible) // 2))
+    made = plan_reuse(
+        encoder,
+        _told(inputs, encoder),
+        max(1, -(-len(may_share(encoder)) // 2)) if num_maps is None else num_maps,
+        match_heads=match_heads,
+        trial_inputs=trial_inputs,
+    )
     for line in inputs.warnings:
         progress(f"warning: {line}")
     if output is not None:
@@ -115,12 +123,14 @@ def plan(
         record = {"plan": report.plan_record(made), "read": str(inputs), "skipped": inputs.skipped}
         show_json({**record, "next_command": following})
         return
+    trials = [report.trials_table(made), report.TRIALS_NOTE, report.weights_line(made), ""] if made.tried else []
     show(
         f"{report.basis_line(made)} ({inputs})",
         "",
         report.choices_table(made),
         report.CHOICES_NOTE,
         "",
+        *trials,
         report.similarity_table(made),
         report.SIMILARITY_NOTE,
         "",

@@ -27,8 +27,10 @@ _MATCHED, _AS_THEY_ARE = "heads matched", "head by head"
 
 CHOICES_NOTE = (
     "mean similarity of a layer's map to the one it would use (1 where it computes its own), with heads matched and "
-    "head by head"
+    "head by head; other numbers of maps follow from overlaps and weights, without trials"
 )
+TRIALS_NOTE = "how far the model's output moves when these layers share maps: 1 less its cosine to what it was"
+_TRIED_SHOWN = 5
 SIMILARITY_NOTE = "mean overlap of two layers' maps: above the diagonal with heads matched, below head by head"
 DIAGONALITY_NOTE = "share of a layer's attention within so many positions of the query"
 
@@ -78,6 +80,26 @@ def similarity_table(plan: ReusePlan) -> Table:
     return table
 
 
+def trials_table(plan: ReusePlan) -> Table:
+    """Return the groups that were tried, the best first."""
+    table = plain_table("Groups that were tried", "groups of several layers", "output moves by")
+    table.columns[0].justify = "left"
+    for groups, loss in plan.tried[:_TRIED_SHOWN]:
+        table.add_row(format_groups(groups) or "none", f"{loss:.3f}")
+    if len(plan.tried) > _TRIED_SHOWN:
+        table.add_row(f"and {len(plan.tried) - _TRIED_SHOWN} more, up to", f"{plan.tried[-1][1]:.3f}")
+    return table
+
+
+def weights_line(plan: ReusePlan) -> str:
+    """Return how much a difference of its map matters in each layer that was tried."""
+    similarity = plan.similarity
+    pairs = list(zip(similarity.eligible, similarity.weights, strict=True))[1:]
+    return "what a difference of its map matters, 1 in the mean: " + ", ".join(
+        f"layer {layer} {weight:.2f}" for layer, weight in pairs
+    )
+
+
 def diagonality_table(plan: ReusePlan) -> Table:
     """Return the share of each layer's attention within some distances of the query."""
     similarity = plan.similarity
@@ -124,6 +146,8 @@ def plan_record(plan: ReusePlan) -> Record:
         "unmatched": similarity.unmatched.tolist(),
         "distances": similarity.distances,
         "diagonality": similarity.diagonality.tolist(),
+        "weights": similarity.weights,
+        "tried": [{"groups": groups, "loss": loss} for groups, loss in plan.tried],
     }
 
 
