@@ -15,6 +15,7 @@ from variant_cases import (
 
 from tippingpoint.attention import local_attention, reference
 from tippingpoint.attention.local import choose_way
+from tippingpoint.attention.reuse import choose_mode, share
 from tippingpoint.errors import InputError
 from tippingpoint.models.catalog import VARIANTS
 
@@ -137,3 +138,23 @@ def test_memory_grows_with_the_length_and_not_with_its_square(way):
 def test_the_oracles_mask_is_where_its_inputs_are():
     mask = torch.ones(2, 9, dtype=torch.bool, device="cuda")
     assert reference.local_mask(9, 2, 1, mask).device.type == "cuda"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mode", ["map", "recompute"])
+@pytest.mark.parametrize("local", [{}, {"window": 5}, {"window": 5, "num_global": 3}, {"window": 5, "causal": True}])
+def test_shared_maps_equal_those_of_the_cpu(local, mode, dtype):
+    query, key, value = inputs(131, dtype=dtype)
+    other = value.flip(2)
+    padding = paddings(131)["right"]
+    _, here = share(query.double(), key.double(), value.double(), "recompute", mask=padding, **local)
+    output, there = share(query.cuda(), key.cuda(), value.cuda(), mode, mask=padding.cuda(), **local)
+    wanted = here.attend(other.double())
+    error = (there.attend(other.cuda()).cpu().double() - wanted).abs() * padding[:, None, :, None]
+    assert output.device.type == "cuda"
+    assert error.max() <= 16 * torch.finfo(dtype).eps * wanted.abs().max()
+
+
+def test_a_mode_is_chosen_on_the_device():
+    query, _, value = (tensor.cuda().float() for tensor in inputs(64))
+    assert choose_mode(query, value, users=2) in ("map", "recompute")
