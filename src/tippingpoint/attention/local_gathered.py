@@ -77,11 +77,6 @@ class Blocks:
         return -(-self.length // _BLOCK)
 
     @property
-    def columns(self) -> int:
-        """Keys that each block sees: global ones and those of its span."""
-        return self.num_global + self._span
-
-    @property
     def _ahead(self) -> int:
         return 0 if self.causal else self.window
 

@@ -35,7 +35,8 @@ from tippingpoint.models.checkpoint_files import (
     written_whole,
 )
 from tippingpoint.models.checkpoint_models import Opened, make_model, quiet_library
-from tippingpoint.models.groups import REUSE
+from tippingpoint.models.groups import REUSE, matched_heads
+from tippingpoint.models.layer_attention import map_dtype_of
 from tippingpoint.models.layers import layers_of
 from tippingpoint.models.sharing import reuse_attention, unneeded_parameters
 from tippingpoint.models.swap import CONFIG_KEY, swap_attention, variants_of
@@ -319,10 +320,11 @@ def _restore_reuse(model: PreTrainedModel, reusing: Mapping[int, Variant], folde
         groups = [
             [of, *(n for n in options if options[n]["of"] == of)] for of in {o["of"]: 0 for o in options.values()}
         ]
-        heads = {n: [int(head) for head in str(o["heads"]).split("-")] for n, o in options.items() if "heads" in o}
-        first = next(iter(options.values()))
-        map_dtype = torch.bfloat16 if first.get("maps") == "bfloat16" else None
-        reuse_attention(model, groups, mode=first["mode"], map_dtype=map_dtype, heads=heads)
+        matches = {number: matched_heads(variant) for number, variant in reusing.items()}
+        heads = {number: match for number, match in matches.items() if match is not None}
+        first = next(iter(reusing.values()))
+        mode = str(dict(first.options)["mode"])
+        reuse_attention(model, groups, mode=mode, map_dtype=map_dtype_of(first), heads=heads)
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(
             f"the config.json in {str(folder)!r} says which layers share attention maps in a way that cannot be "

@@ -133,3 +133,13 @@ def reuse_of(layer: int, mode: str, maps: str, heads: Sequence[int] | None) -> V
     if heads is not None:
         options.append(("heads", "-".join(map(str, heads))))
     return Variant(REUSE, tuple(options))
+
+
+def matched_heads(variant: Variant) -> tuple[int, ...] | None:
+    """Return the heads that `reuse_of` wrote into a variant.
+
+    Raises:
+        ValueError: If they are no numbers.
+    """
+    heads = dict(variant.options).get("heads")
+    return None if heads is None else tuple(int(head) for head in str(heads).split("-"))

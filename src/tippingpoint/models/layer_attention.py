@@ -162,6 +162,11 @@ class ComputingAttention(LayerAttention):
         return output
 
 
+def map_dtype_of(variant: Variant) -> torch.dtype | None:
+    """Return what a variant `reuse` keeps maps in; None for the model's own dtype."""
+    return torch.bfloat16 if dict(variant.options).get("maps") == "bfloat16" else None
+
+
 class ReusingAttention(LayerAttention):
     """A layer that takes the map of another: no queries, no keys, no scores.
 

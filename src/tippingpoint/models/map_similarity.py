@@ -29,7 +29,7 @@ from tippingpoint.models.reuse_plan import (
 )
 from tippingpoint.models.reuse_trials import Trials
 from tippingpoint.models.sharing import sharing_attentions
-from tippingpoint.models.swap import LIBRARY_NAME, LayerAttention
+from tippingpoint.models.swap import LIBRARY_NAME, LayerAttention, has_window
 
 # Within how many positions of a query attention is added up.
 DISTANCES = (0, 1, 2, 4, 8, 16)
@@ -90,7 +90,7 @@ def plan_reuse(
         DataError: If a map is not finite.
     """
     attentions = _sharing(model)
-    check_num_maps(num_maps, sum(not _has_window(attention) for attention in attentions))
+    check_num_maps(num_maps, sum(not has_window(attention) for attention in attentions))
     if type(trial_inputs) is not int or trial_inputs < 0:
         raise InputError(f"trial_inputs must be a whole number of at least 0, got {trial_inputs!r}")
     first: list[dict[str, Any]] = []
@@ -159,7 +159,7 @@ def map_similarity(
     _check_positive("rows", rows)
     _check_positive("memory_mib", memory_mib)
     attentions = _sharing(model)
-    eligible = tuple(number for number, attention in enumerate(attentions) if not _has_window(attention))
+    eligible = tuple(number for number, attention in enumerate(attentions) if not has_window(attention))
     chosen = {number: attentions[number] for number in eligible}
     sums: _Sums | None = None
     with _evaluating(model), torch.inference_mode():
@@ -220,15 +220,11 @@ def _sharing(model: PreTrainedModel) -> list[nn.Module]:
             f"the {deep} layers of {type(model).__name__} are one attention module that runs several times, so none "
             "of them can be given another's map"
         )
-    if all(map(_has_window, attentions)):
+    if all(map(has_window, attentions)):
         raise UnsupportedError(
             f"every layer of {type(model).__name__} attends within a window of its own, so none can share a map"
         )
     return attentions
-
-
-def _has_window(attention: nn.Module) -> bool:
-    return getattr(attention, "sliding_window", None) is not None
 
 
 def _map_parameters(attention: nn.Module) -> int:

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 
 from tippingpoint.errors import DataError, InputError
+from tippingpoint.models.groups import Groups
 from tippingpoint.models.map_overlaps import MapSimilarity, assign_heads
 from tippingpoint.units import format_items, format_percent
-
-Groups = tuple[tuple[int, ...], ...]
 
 # The file says what it is, so that another JSON file is not taken for a plan. History of versions: 1, the first.
 _FORMAT, _VERSION = "tippingpoint reuse plan", 1

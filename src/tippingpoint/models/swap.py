@@ -23,8 +23,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from tippingpoint import __version__
 from tippingpoint.errors import InputError, UnsupportedError
 from tippingpoint.models.catalog import ARCHITECTURES, VARIANTS, resolve
-from tippingpoint.models.groups import REUSE
-from tippingpoint.models.layer_attention import ComputingAttention, LayerAttention, ReusingAttention
+from tippingpoint.models.groups import REUSE, matched_heads
+from tippingpoint.models.layer_attention import ComputingAttention, LayerAttention, ReusingAttention, map_dtype_of
 from tippingpoint.models.layers import OPTION, layers_of, without_layers, write_layers
 from tippingpoint.units import MODALITIES
 from tippingpoint.workload import OptionValue, Subject, Variant
@@ -270,13 +270,11 @@ def _slot(attention: nn.Module, number: int, standing: Sequence[Variant]) -> Lay
     if variant.name == REUSE:
         of = options["of"]
         last = all(dict(other.options).get("of") != of for other in standing[number + 1 :])
-        heads = options.get("heads")
-        taken = None if heads is None else [int(head) for head in str(heads).split("-")]
-        slot = ReusingAttention(variant, taken, last=last)
+        slot = ReusingAttention(variant, matched_heads(variant), last=last)
     elif users:
-        shared: dict[str, Any] = dict(standing[users[0]].options)
-        map_dtype = torch.bfloat16 if shared.get("maps") == "bfloat16" else None
-        slot = ComputingAttention(variant, number, shared["mode"], map_dtype, len(users))
+        user = standing[users[0]]
+        mode = str(dict(user.options)["mode"])
+        slot = ComputingAttention(variant, number, mode, map_dtype_of(user), len(users))
     else:
         slot = LayerAttention(variant)
     like = next(attention.parameters(), None)
