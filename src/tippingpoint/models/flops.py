@@ -79,11 +79,6 @@ def pooler(batch_size: int, width: int) -> int:
     return linear(batch_size, width, width)
 
 
-def full_attention(positions: int, heads: int, head_dim: int, layers: Sequence[int]) -> int:
-    """Every position sees every position."""
-    return len(layers) * attend(positions * positions, heads * head_dim)
-
-
 def local_pairs(positions: int, *, window: int, num_global: int = 0, causal: bool = False) -> int:
     """Position i sees j if |i - j| <= window, or if either is one of the first `num_global`; each pair once.
 
