@@ -54,6 +54,7 @@ _HOMES = {
     "attention.local": ("local_attention",),
     "attention.nystrom": ("nystrom_attention",),
     "attention.pooled": ("pooled_attention",),
+    "analysis.breakdown": ("Breakdown",),
     "data": ("LengthData", "read_lengths"),
     "errors": (
         "AnswerError",
@@ -70,6 +71,7 @@ _HOMES = {
     "models.reuse_plan": ("ReusePlan",),
     "models.sharing": ("reuse_attention",),
     "models.swap": ("swap_attention", "variants_of"),
+    "profiling.breakdown": ("breakdown",),
     "profiling.session": ("profile",),
     "store": ("Store",),
     "study.predict": ("predict",),
@@ -82,6 +84,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "AnswerError",
     "BatchMap",
+    "Breakdown",
     "Comparison",
     "Constraint",
     "Conversion",
@@ -106,6 +109,7 @@ __all__ = [
     "Workload",
     "__version__",
     "batch_map",
+    "breakdown",
     "chunk_activations",
     "compare",
     "convert",

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tippingpoint.attention.stages import stage
 from tippingpoint.attention.validation import attendable, check_attention_inputs
 from tippingpoint.errors import InputError, unknown
 
@@ -137,20 +138,25 @@ def _favor(
     every = features.expand(batch, heads, -1, -1)
     # Exponentials and what they are of: in float32 or better.
     precise = torch.promote_types(key.dtype, torch.float32)
-    norms = key.to(precise).square().sum(dim=-1).mul(-scale / 2)[:, :, None]
-    if real is not None:
-        norms = norms.masked_fill(~real[:, None, None], float("-inf"))
+    with stage("features of keys"):
+        norms = key.to(precise).square().sum(dim=-1).mul(-scale / 2)[:, :, None]
+        if real is not None:
+            norms = norms.masked_fill(~real[:, None, None], float("-inf"))
 
     seen, log_sums = [], []
     for part in _parts(key, len(features) * length):
-        exponents = torch.add(norms[part], torch.matmul(every[part], key[part].mT), alpha=scale**0.5)
-        weights = exponents.softmax(dim=-1)
-        seen.append(torch.matmul(weights.to(value.dtype), value[part]))
-        # The largest weight is exp(largest exponent) / sum, and never rounds to zero.
-        log_sums.append(exponents.amax(dim=-1) - weights.amax(dim=-1).log())
-    log_sum = _joined(log_sums, batch)[:, :, None]
-    # Any constant may be taken off; taking off the largest keeps what matters precise in half precision.
-    bias = (log_sum - log_sum.amax(dim=-1, keepdim=True).detach()).to(query.dtype)
+        with stage("features of keys"):
+            exponents = torch.add(norms[part], torch.matmul(every[part], key[part].mT), alpha=scale**0.5)
+            weights = exponents.softmax(dim=-1)
+        with stage("sums of values"):
+            seen.append(torch.matmul(weights.to(value.dtype), value[part]))
+        with stage("features of keys"):
+            # The largest weight is exp(largest exponent) / sum, and never rounds to zero.
+            log_sums.append(exponents.amax(dim=-1) - weights.amax(dim=-1).log())
+    with stage("features of keys"):
+        log_sum = _joined(log_sums, batch)[:, :, None]
+        # Any constant may be taken off; taking off the largest keeps what matters precise in half precision.
+        bias = (log_sum - log_sum.amax(dim=-1, keepdim=True).detach()).to(query.dtype)
     return F.scaled_dot_product_attention(
         query, every, _joined(seen, batch), attn_mask=bias, scale=scale**0.5, dropout_p=dropout
     )
@@ -168,19 +174,23 @@ def _elu(query: Tensor, key: Tensor, value: Tensor, real: Tensor | None, dropout
     total = key.new_zeros(batch, heads, 1, head_dim, dtype=precise)
     for first in range(0, length, rows):
         part = slice(first, first + rows)
-        keys = _positive(key[:, :, part].to(precise))
-        if real is not None:
-            keys = keys.masked_fill(~real[:, None, part, None], 0)
-        summary = summary + keys.mT @ value[:, :, part].to(precise)
-        total = total + keys.sum(dim=-2, keepdim=True)
+        with stage("features of keys"):
+            keys = _positive(key[:, :, part].to(precise))
+            if real is not None:
+                keys = keys.masked_fill(~real[:, None, part, None], 0)
+        with stage("sums of values"):
+            summary = summary + keys.mT @ value[:, :, part].to(precise)
+            total = total + keys.sum(dim=-2, keepdim=True)
 
     outputs = []
     for part in query.split(rows, dim=2):
-        queries = _positive(part.to(precise))
-        weight = (queries * total).sum(dim=-1, keepdim=True).clamp(min=torch.finfo(precise).tiny)
-        if dropout:
-            queries = F.dropout(queries, dropout)
-        outputs.append((queries @ summary / weight).to(query.dtype))
+        with stage("features of queries"):
+            queries = _positive(part.to(precise))
+        with stage("products with queries"):
+            weight = (queries * total).sum(dim=-1, keepdim=True).clamp(min=torch.finfo(precise).tiny)
+            if dropout:
+                queries = F.dropout(queries, dropout)
+            outputs.append((queries @ summary / weight).to(query.dtype))
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
 

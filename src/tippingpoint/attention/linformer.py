@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tippingpoint.attention.stages import stage
 from tippingpoint.attention.validation import check_attention_inputs
 from tippingpoint.errors import InputError
 
@@ -64,8 +65,9 @@ def linformer_attention(
             f"linformer was built for at most {key_projection.shape[1]} positions, got {length}: its projections are "
             "learned for each position and cannot grow; shorten the input or build it with a larger max_length"
         )
-    keys = _mixtures(key, key_projection, padding_mask)
-    values = _mixtures(value, value_projection, padding_mask)
+    with stage("projection along the sequence"):
+        keys = _mixtures(key, key_projection, padding_mask)
+        values = _mixtures(value, value_projection, padding_mask)
     return F.scaled_dot_product_attention(query, keys, values, scale=scale, dropout_p=dropout)
 
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tippingpoint.attention.stages import stage
+
 # Queries per block. A block of B queries reads B + 2 * window keys, so a small B wastes little arithmetic and
 # a large one makes longer matrix products; 32 to 128 were within 20 % of one another on the CPUs tried.
 _BLOCK = 64
@@ -160,19 +162,16 @@ def gathered_local_attention(
     """
     batch, heads, length, _ = query.shape
     blocks = Blocks(length, window, num_global, causal)
-    mask = blocks.allowed(padding_mask, query.device)[:, 0]
-    if padding_mask is not None:
-        mask = mask.repeat_interleave(heads, dim=0)
+    with stage("mask of blocks"):
+        mask = blocks.allowed(padding_mask, query.device)[:, 0]
+        if padding_mask is not None:
+            mask = mask.repeat_interleave(heads, dim=0)
+    with stage("gathering of blocks"):
+        queries, keys, values = blocks.queries(query), blocks.keys(key), blocks.keys(value)
     # The blocks take the place of heads in the fused call.
-    output = F.scaled_dot_product_attention(
-        blocks.queries(query),
-        blocks.keys(key),
-        blocks.keys(value),
-        attn_mask=mask,
-        scale=scale,
-        dropout_p=dropout,
-    )
-    return blocks.whole(output, batch)
+    output = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale, dropout_p=dropout)
+    with stage("gathering of blocks"):
+        return blocks.whole(output, batch)
 
 
 def _overlapping(tensor: Tensor, before: int, behind: int, block: int, span: int) -> Tensor:

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tippingpoint.attention.stages import SCORES, SOFTMAX, WEIGHTED, stage
+
 _NEVER = float("-inf")
 # Queries of a block. Few waste little at the corners, many make efficient products; 64 was fastest at every window
 # tried (16 to 256), forward and backward.
@@ -78,8 +80,10 @@ class StreamedLocalAttention(torch.autograd.Function):
         for sequence, block in _blocks(band, padding_mask, batch):
             weights = buffers.weights(query[sequence], key[sequence], block)
             if band.dropout:
-                weights.mul_(buffers.kept(weights.shape))
-            _weighted_values(weights, value[sequence], block, band, output[sequence, :, block.queries])
+                with stage(SOFTMAX):
+                    weights.mul_(buffers.kept(weights.shape))
+            with stage(WEIGHTED):
+                _weighted_values(weights, value[sequence], block, band, output[sequence, :, block.queries])
         ctx.save_for_backward(query, key, value, padding_mask, output)
         ctx.band = band
         return output
@@ -101,16 +105,21 @@ class StreamedLocalAttention(torch.autograd.Function):
             rows = block.queries
             coming = gradient[sequence, :, rows]
             weights = buffers.weights(query[sequence], key[sequence], block)
-            of_weights = buffers.products(coming, value[sequence], block)
+            with stage(WEIGHTED):
+                of_weights = buffers.products(coming, value[sequence], block)
             kept = weights
-            if band.dropout:
-                dropped = buffers.kept(weights.shape)
-                kept = weights * dropped
-                of_weights.mul_(dropped)
-            _add_outer(of_value[sequence], kept, coming, block, band)
-            of_scores = of_weights.sub_(returned[sequence, :, rows]).mul_(weights)
-            _weighted_values(of_scores, key[sequence], block, band, of_query[sequence, :, rows], band.scale)
-            _add_outer(of_key[sequence], of_scores, query[sequence, :, rows], block, band, band.scale)
+            with stage(SOFTMAX):
+                if band.dropout:
+                    dropped = buffers.kept(weights.shape)
+                    kept = weights * dropped
+                    of_weights.mul_(dropped)
+            with stage(WEIGHTED):
+                _add_outer(of_value[sequence], kept, coming, block, band)
+            with stage(SOFTMAX):
+                of_scores = of_weights.sub_(returned[sequence, :, rows]).mul_(weights)
+            with stage(SCORES):
+                _weighted_values(of_scores, key[sequence], block, band, of_query[sequence, :, rows], band.scale)
+                _add_outer(of_key[sequence], of_scores, query[sequence, :, rows], block, band, band.scale)
         return of_query, of_key, of_value, None, None
 
 
@@ -147,7 +156,14 @@ class _Buffers:
     def weights(self, query: Tensor, key: Tensor, block: _Block) -> Tensor:
         """Return a block's weights, [heads, rows, global and band keys]."""
         band = self._band
-        scores = self._product(0, query[:, block.queries], key, block, band.scale)
+        with stage(SCORES):
+            scores = self._product(0, query[:, block.queries], key, block, band.scale)
+        with stage(SOFTMAX):
+            return self._softmax(scores, block)
+
+    def _softmax(self, scores: Tensor, block: _Block) -> Tensor:
+        """Return weights in the place of the scores, with what the band leaves out hidden."""
+        band = self._band
         start, end = block.queries.start, block.queries.stop
         first = block.keys.start
         # The position itself, one key further in each row: even padding sees it, to stay finite.

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tippingpoint.attention.stages import stage
 from tippingpoint.attention.validation import attendable, check_attention_inputs
 from tippingpoint.errors import InputError
 
@@ -67,19 +68,22 @@ def nystrom_attention(
     if length <= landmarks:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scale, dropout_p=dropout)
 
-    if real is None and length % landmarks == 0:
-        segments = None
-        query_marks, key_marks = (tensor.unflatten(2, (landmarks, -1)).mean(dim=3) for tensor in (query, key))
-    else:
-        segments = _segments(real, length, landmarks, query.device)
-        query_marks, key_marks = segments.means(query), segments.means(key)
+    with stage("landmarks"):
+        if real is None and length % landmarks == 0:
+            segments = None
+            query_marks, key_marks = (tensor.unflatten(2, (landmarks, -1)).mean(dim=3) for tensor in (query, key))
+        else:
+            segments = _segments(real, length, landmarks, query.device)
+            query_marks, key_marks = segments.means(query), segments.means(key)
 
     summary = F.scaled_dot_product_attention(query_marks, key, value, attn_mask=seen, scale=scale)
-    values = _inverted(query_marks, key_marks, summary, scale)
+    with stage("pseudo-inverse"):
+        values = _inverted(query_marks, key_marks, summary, scale)
     used = None
     if segments is not None and real is not None:
         # Each token of a short sequence has a segment of its own: looking at those is attending exactly.
-        values = torch.where(segments.short, segments.means(value), values)
+        with stage("landmarks"):
+            values = torch.where(segments.short, segments.means(value), values)
         used = segments.used
     return F.scaled_dot_product_attention(query, key_marks, values, attn_mask=used, scale=scale, dropout_p=dropout)
 

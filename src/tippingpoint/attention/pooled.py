@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tippingpoint.attention.stages import stage
 from tippingpoint.attention.validation import attendable, check_attention_inputs
 from tippingpoint.errors import InputError
 
@@ -55,15 +56,16 @@ def pooled_attention(
     length = key.shape[2]
     seen = None if padding_mask is None else attendable(padding_mask)
     if ratio > 1:
-        if seen is None and length % ratio:
-            whole = length - length % ratio
-            key, value = (_means_and_rest(tensor, whole, ratio) for tensor in (key, value))
-        elif seen is None:
-            key, value = (_means(tensor, ratio) for tensor in (key, value))
-        else:
-            members = F.pad(seen, (0, -length % ratio)).unflatten(1, (-1, ratio))
-            key, value = (_masked_means(tensor, members) for tensor in (key, value))
-            seen = members.any(dim=2)
+        with stage("pooling"):
+            if seen is None and length % ratio:
+                whole = length - length % ratio
+                key, value = (_means_and_rest(tensor, whole, ratio) for tensor in (key, value))
+            elif seen is None:
+                key, value = (_means(tensor, ratio) for tensor in (key, value))
+            else:
+                members = F.pad(seen, (0, -length % ratio)).unflatten(1, (-1, ratio))
+                key, value = (_masked_means(tensor, members) for tensor in (key, value))
+                seen = members.any(dim=2)
     mask = None if seen is None else seen[:, None, None, :]
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, dropout_p=dropout)
 

@@ -29,6 +29,7 @@ from torch import Tensor
 from tippingpoint.attention.full import fused_attention, with_bias
 from tippingpoint.attention.local import local_attention
 from tippingpoint.attention.local_gathered import Blocks
+from tippingpoint.attention.stages import SCORES, SOFTMAX, WEIGHTED, stage
 from tippingpoint.attention.validation import attendable, check_attention_inputs
 
 MODES = ("map", "recompute", "auto")
@@ -266,7 +267,8 @@ def band_map(
         scores = blocks.queries(query * factor) @ blocks.keys(key).transpose(-1, -2)
         weights = _softmax(scores.unflatten(0, query.shape[:2]), allowed, None).to(map_dtype)
     shared = BandMap(weights, rows_of_globals, blocks)
-    return shared.attend(value, dropout=dropout), shared
+    with stage(WEIGHTED):
+        return shared.attend(value, dropout=dropout), shared
 
 
 def _softmax(scores: Tensor, allowed: Tensor | None, added: Tensor | None) -> Tensor:
@@ -305,14 +307,17 @@ def _dense_by_blocks(
     for place in _places(value, precise):
         head = place[:2]
         block = weights[place] if scratch is None else scratch[: weights[place].shape[0]]
-        start, beta = (block, 0) if added is None else (added[place].to(precise), 1)
-        torch.addmm(start, query[place], key[head].t(), beta=beta, alpha=factor, out=block)
-        if allowed is not None:
-            block.masked_fill_(~allowed[place], lowest)
-        torch.softmax(block, dim=-1, out=block)
-        if scratch is not None:
-            weights[place].copy_(block)
-        output[place].copy_((weights[place] if weights.dtype == used else block) @ value[head])
+        with stage(SCORES):
+            start, beta = (block, 0) if added is None else (added[place].to(precise), 1)
+            torch.addmm(start, query[place], key[head].t(), beta=beta, alpha=factor, out=block)
+        with stage(SOFTMAX):
+            if allowed is not None:
+                block.masked_fill_(~allowed[place], lowest)
+            torch.softmax(block, dim=-1, out=block)
+            if scratch is not None:
+                weights[place].copy_(block)
+        with stage(WEIGHTED):
+            output[place].copy_((weights[place] if weights.dtype == used else block) @ value[head])
     return output
 
 
@@ -324,9 +329,11 @@ def _band_by_blocks(query: Tensor, key: Tensor, allowed: Tensor, blocks: Blocks,
     hidden = ~allowed.expand(batch, *allowed.shape[1:])[:, 0]
     for sequence, block in blocks.each(batch):
         scores = weights[sequence, :, block.number]
-        block.score(query[sequence], key[sequence], factor, scores)
-        scores.masked_fill_(hidden[sequence, block.number], torch.finfo(scores.dtype).min)
-        torch.softmax(scores, dim=-1, out=scores)
+        with stage(SCORES):
+            block.score(query[sequence], key[sequence], factor, scores)
+        with stage(SOFTMAX):
+            scores.masked_fill_(hidden[sequence, block.number], torch.finfo(scores.dtype).min)
+            torch.softmax(scores, dim=-1, out=scores)
     return weights
 
 

@@ -8,6 +8,7 @@ import typer
 
 from tippingpoint import __version__
 from tippingpoint.cli import (
+    breakdown,
     catalog,
     compare,
     convert,
@@ -55,6 +56,7 @@ for _module, _name in (
     (doctor, "doctor"),
     (lengths, "lengths"),
     (profile, "profile"),
+    (breakdown, "breakdown"),
     (find, "find"),
     (study, "study"),
     (recommend, "recommend"),

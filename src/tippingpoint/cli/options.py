@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tippingpoint.errors import InputError
-from tippingpoint.workload import check_affinity, check_choice
+from tippingpoint.models.catalog import architecture_of
+from tippingpoint.workload import Subject, check_affinity, check_choice
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Size = Annotated[str, typer.Option(help="base (the published Base shapes), small or tiny (for quick looks).")]
@@ -64,6 +66,28 @@ def length_range(text: str) -> tuple[float, float]:
     if not colon:
         raise InputError(f"lengths must be SHORTEST:LONGEST, such as 128:8192, got {text!r}")
     return number(low), number(high)
+
+
+def ladder(text: str, subject: Subject) -> tuple[float, ...]:
+    """Return the lengths of `128,512`, or those of `128:4096`: doubled from one end on, and the other end.
+
+    Args:
+        text: As it was given.
+        subject: Whose lengths they are: what a range names is the nearest that its architecture takes.
+
+    Raises:
+        InputError: If it is neither, or the first end is beyond the second.
+    """
+    if ":" not in text:
+        return numbers(text)
+    low, high = length_range(text)
+    if not 0 < low <= high:
+        raise InputError(f"lengths must be SHORTEST:LONGEST, such as 128:4096, got {text!r}")
+    row = architecture_of(subject)
+    steps = [low * 2**step for step in range(int(math.log2(high / low) + 1e-9) + 1)]
+    # An end that is nearly the last step is no step of its own.
+    steps += [high] if high > 1.25 * steps[-1] else []
+    return tuple(dict.fromkeys(row.nearest_legal(step) for step in steps))
 
 
 def cores(text: str | None) -> tuple[int, ...] | None:

@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
+from tippingpoint.attention.stages import stage
 from tippingpoint.errors import InputError, UnsupportedError
 from tippingpoint.models.architecture import Architecture
 from tippingpoint.models.catalog import VARIANTS, architecture_of, check_subject
+from tippingpoint.models.components import LOSS, OPTIMIZER
+from tippingpoint.models.own import first_tensor, is_own, make
 from tippingpoint.models.swap import swap_attention, with_max_length
 from tippingpoint.units import format_length
 from tippingpoint.workload import Workload
@@ -25,12 +28,20 @@ class Call:
 
     Args:
         model: Built for the workload.
-        batch: Its inputs, on the device.
+        batch: Its inputs by name, on the device.
         workload: What to run; with `compiled`, the model goes through `torch.compile` at the first call.
+        positional: Inputs without a name, on the device.
     """
 
-    def __init__(self, model: transformers.PreTrainedModel, batch: dict[str, Tensor], workload: Workload) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: dict[str, Tensor],
+        workload: Workload,
+        positional: tuple[Tensor, ...] = (),
+    ) -> None:
         self._batch = batch
+        self._positional = positional
         self._model = model
         self._run: Callable[..., Any] = model
         if workload.compiled:
@@ -52,21 +63,23 @@ class Call:
         """Run the workload once."""
         if self._optimizer is None:
             with torch.inference_mode():
-                self._run(**self._batch)
+                self._run(*self._positional, **self._batch)
             return
         self._optimizer.zero_grad(set_to_none=True)
         with self._autocast:
-            hidden = self._run(**self._batch).last_hidden_state
-        # The cheapest loss that reaches every layer: a task's head would add a cost of its own.
-        loss = hidden.float().square().mean()
-        self._scaler.scale(loss).backward()
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
+            hidden = first_tensor(self._run(*self._positional, **self._batch))
+        with stage(LOSS):
+            # The cheapest loss that reaches every layer: a task's head would add a cost of its own.
+            loss = self._scaler.scale(hidden.float().square().mean())
+        loss.backward()
+        with stage(OPTIMIZER):
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
 
     @property
     def inputs_bytes(self) -> int:
         """Bytes of the batch."""
-        return _bytes(self._batch.values())
+        return _bytes([*self._positional, *self._batch.values()])
 
     @property
     def gradients_bytes(self) -> int:
@@ -96,7 +109,7 @@ class LiveSubject:
     """
 
     architecture: Architecture
-    model: transformers.PreTrainedModel
+    model: nn.Module
     config: dict[str, Any]
 
     @property
@@ -122,6 +135,23 @@ class LiveSubject:
     def call(self, workload: Workload) -> Call:
         """Return what runs the workload once; its inputs are made here, not in the call."""
         return Call(self.model, self.inputs(workload), workload)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnSubject(LiveSubject):
+    """A model of one's own; its inputs come from where the model came from."""
+
+    def call(self, workload: Workload) -> Call:
+        """Return what runs the workload once."""
+        torch.manual_seed(SEED)
+        _, positional, named = make(self.architecture.name, int(workload.length), workload.batch_size)
+        weights = next((p.dtype for p in self.model.parameters()), getattr(torch, workload.dtype))
+
+        def placed(tensor: Tensor) -> Tensor:
+            return tensor.to(workload.device, weights if tensor.is_floating_point() else tensor.dtype)
+
+        named = {name: placed(tensor) for name, tensor in named.items()}
+        return Call(self.model, named, workload, tuple(map(placed, positional)))
 
 
 def make_config(workload: Workload) -> transformers.PretrainedConfig:
@@ -176,15 +206,35 @@ def build(workload: Workload) -> LiveSubject:
         InputError: If the subject, an option or the length is not legal.
         UnsupportedError: If the architecture cannot take the variant.
     """
-    config = make_config(workload)
+    architecture = architecture_of(workload.subject)
+    own = is_own(architecture.name)
+    config = None if own else make_config(workload)
     torch.manual_seed(SEED)
-    model = _make(workload, config, workload.device)
+    model: nn.Module
+    if config is None:
+        _check_own(workload)
+        with torch.device(workload.device):
+            model, _, _ = make(architecture.name, int(workload.length), workload.batch_size)
+        model.to(workload.device)
+    else:
+        model = _make(workload, config, workload.device)
     if workload.phase == "inference":
         # Without requires_grad_ PyTorch's FLOP counter fails on weight normalisation under inference mode.
         model.to(getattr(torch, workload.dtype)).eval().requires_grad_(False)
     else:
         model.train()
-    return LiveSubject(architecture=architecture_of(workload.subject), model=model, config=config.to_dict())
+    kind = OwnSubject if own else LiveSubject
+    return kind(architecture=architecture, model=model, config={} if config is None else config.to_dict())
+
+
+def _check_own(workload: Workload) -> None:
+    given = [name for name in ("layers", "width") if getattr(workload, name) is not None]
+    given += ["size"] if workload.size != "base" else []
+    if given:
+        raise InputError(
+            f"{workload.subject.architecture} is made by your own code, which says its depth and width; leave "
+            f"{' and '.join(given)} out"
+        )
 
 
 def count_parameters(workload: Workload) -> int:

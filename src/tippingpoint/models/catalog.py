@@ -19,6 +19,7 @@ from tippingpoint.models.attention_flops import (
 from tippingpoint.models.flops import AttentionFlops, attend, linear, local_pairs
 from tippingpoint.models.groups import GROUP, REUSE, WRITTEN, groups_of, is_groups, reuse_of, sources
 from tippingpoint.models.layers import OPTION, layers_of, parse_layers, without_layers
+from tippingpoint.models.own import is_own, own_architecture
 from tippingpoint.models.plugins import Table
 from tippingpoint.workload import Subject, Variant, Workload
 
@@ -196,11 +197,13 @@ VARIANTS: Mapping[str, AttentionVariant] = Table(
 
 
 def architecture_of(subject: Subject) -> Architecture:
-    """Return the catalogue's row for a subject's architecture.
+    """Return the catalogue's row for a subject's architecture, or one for a model of one's own.
 
     Raises:
         InputError: If the catalogue has no such name, with the nearest ones.
     """
+    if is_own(subject.architecture):
+        return own_architecture(subject.architecture)
     if subject.architecture not in ARCHITECTURES:
         raise unknown("architecture", subject.architecture, ARCHITECTURES)
     return ARCHITECTURES[subject.architecture]

@@ -10,13 +10,16 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tippingpoint.attention.full import eager_attention, fused_attention, with_bias
-from tippingpoint.attention.reuse import DenseMap, Shared, choose_mode, share
+from tippingpoint.attention.reuse import DenseMap, Projections, Shared, choose_mode, share
+from tippingpoint.attention.stages import REUSE as REUSE_STAGE
+from tippingpoint.attention.stages import stage
 from tippingpoint.errors import InputError, UnsupportedError
 from tippingpoint.models.catalog import VARIANTS
 from tippingpoint.workload import OptionValue, Variant
@@ -204,11 +207,13 @@ class ReusingAttention(LayerAttention):
                 "encoder as a whole"
             )
         shared = frame.shared[self.of]
-        if self.heads is not None:
-            value = value.index_select(1, self.get_buffer("_order"))
-        output = shared.attend(value, dropout=dropout)
-        if self.heads is not None:
-            output = output.index_select(1, self.get_buffer("_taken"))
+        # Where the map is computed again, what attends has steps of its own.
+        with nullcontext() if isinstance(shared, Projections) else stage(REUSE_STAGE):
+            if self.heads is not None:
+                value = value.index_select(1, self.get_buffer("_order"))
+            output = shared.attend(value, dropout=dropout)
+            if self.heads is not None:
+                output = output.index_select(1, self.get_buffer("_taken"))
         # With gradients the map is kept by the graph in any case, and layers may be run again.
         if self.last and not torch.is_grad_enabled():
             del frame.shared[self.of]

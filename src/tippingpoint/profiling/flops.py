@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -83,34 +84,80 @@ _COSTLY = re.compile(
 _CHEAP = ("scaled_dot_product_attention_math", "_efficientzerotensor")
 
 
-class _WholeCall(ModuleTracker):
-    """Tells no modules apart: what follows them asks each for a gradient that reversible layers have not."""
+_WHOLE = "Global"
 
-    def __enter__(self) -> _WholeCall:
+# Tells where an operator runs that is about to run, from the operator and its arguments.
+SpotOf = Callable[[Any, Any], Hashable]
+# Is told of a spot, what its operator returned, and what it was given.
+Made = Callable[[Any, Any, Any], None]
+
+
+class _Spots(ModuleTracker):
+    """What the counter asks for the modules that are running: the whole call, and the spot of the last operator.
+
+    The counter's own tracker asks each module for a gradient that reversible layers have not.
+    """
+
+    spot: Hashable = None
+
+    @property
+    def parents(self) -> set[Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return {_WHOLE} if self.spot is None else {_WHOLE, self.spot}
+
+    @parents.setter
+    def parents(self, names: set[str]) -> None:
+        """Do nothing: the counter's own tracker begins with a set of its own."""
+
+    def __enter__(self) -> _Spots:
         return self
 
     def __exit__(self, *args: object) -> None:
         pass
 
 
+@dataclass(slots=True)
+class Work:
+    """What operators of one spot asked for.
+
+    Attributes:
+        flops: Executed operations.
+        bytes_accessed: Read and written; None where an operator does not tell.
+    """
+
+    flops: int = 0
+    bytes_accessed: int | None = 0
+
+
 class _Operators(TorchDispatchMode):
     """Counts the operators that reach the backend, and the bytes they read and write."""
 
-    def __init__(self) -> None:
+    def __init__(self, spots: _Spots, spot_of: SpotOf | None, made: Made | None) -> None:
         super().__init__()
         self.counts: Counter[Any] = Counter()
         # By operator and the bytes that one call of it reads and writes.
         self.accesses: Counter[tuple[Any, int]] | None = Counter()
+        self.work: dict[Hashable, Work] = {}
+        self._spots = spots
+        self._spot_of = spot_of
+        self._made = made
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.counts[func._overloadpacket] += 1
+        if self._spot_of is not None:
+            self._spots.spot = self._spot_of(func, args)
         result = func(*args, **kwargs)
         accessed = accessed_bytes(func, args, kwargs, result)
         if accessed is None:  # makes the sum unknown, not smaller
             self.accesses = None
         elif accessed and self.accesses is not None:
             self.accesses[func._overloadpacket, accessed] += 1
+        if self._spot_of is not None:
+            work = self.work.setdefault(self._spots.spot, Work())
+            known = accessed is not None and work.bytes_accessed is not None
+            work.bytes_accessed = work.bytes_accessed + accessed if known else None  # type: ignore[operator]
+        if self._made is not None:
+            self._made(self._spots.spot, result, (args, kwargs))
         return result
 
 
@@ -123,13 +170,35 @@ def count_flops(call: Callable[[], object]) -> tuple[Flops, Counter[str]]:
     Returns:
         Executed FLOPs with the bytes accessed, and how often each operator ran, by name.
     """
+    flops, operators, _ = count_work(call)
+    return flops, operators
+
+
+def count_work(
+    call: Callable[[], object],
+    spot_of: SpotOf | None = None,
+    made: Made | None = None,
+) -> tuple[Flops, Counter[str], dict[Any, Work]]:
+    """Run a call once and count, everything together and by the spot where operators run.
+
+    Args:
+        call: What to run, once.
+        spot_of: Asked once for each operator that is about to run; None tells no spots apart.
+        made: Told of each operator's spot, of what it returned and of what it was given.
+
+    Returns:
+        Executed FLOPs with the bytes accessed; how often each operator ran, by name; and the work of each spot.
+    """
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
-    counter.mod_tracker = _WholeCall()
-    operators = _Operators()
+    counter.mod_tracker = spots = _Spots()
+    operators = _Operators(spots, spot_of, made)
     # The later mode is the outer one: the counter decomposes first, and the list sees what is left.
     with operators, counter:
         call()
-    by_operator = counter.get_flop_counts().get("Global", {})
+    counts: dict[Any, dict[Any, int]] = counter.get_flop_counts()  # type: ignore[assignment]
+    by_operator = counts.get(_WHOLE, {})
+    for spot, work in operators.work.items():
+        work.flops = sum(counts.get(spot, {}).values())
     uncounted = {
         _name(op): count
         for op, count in operators.counts.items()
@@ -143,7 +212,7 @@ def count_flops(call: Callable[[], object]) -> tuple[Flops, Counter[str]]:
         bytes_accessed=None if operators.accesses is None else sum(size * n for _, size, n in accesses),
         bytes_by_call=accesses,
     )
-    return flops, Counter({_name(op): count for op, count in operators.counts.items()})
+    return flops, Counter({_name(op): count for op, count in operators.counts.items()}), operators.work
 
 
 def _name(operator: Any) -> str:

@@ -72,7 +72,7 @@ class Effort:
 
 
 @dataclass(frozen=True, slots=True)
-class _Alone:
+class Alone:
     """What a workload's own process told."""
 
     environment: Environment
@@ -82,7 +82,7 @@ class _Alone:
     peaks: Peaks
 
 
-class _Arm:
+class Arm:
     """A workload on its way through a session, and its worker while it has one.
 
     A question that fails records a `Failure` for the workload as it stands and re-raises.
@@ -94,7 +94,7 @@ class _Arm:
         shallow = "" if workload.layers is None else f" ({workload.layers} layers)"
         self.name = f"{workload.subject}{shallow}"
         self.batch_size = workload.batch_size
-        self.alone: _Alone | None = None
+        self.alone: Alone | None = None
         self.outcomes: list[Outcome] = []
         self.batch_curve: dict[int, float] = {}
         self.largest_batch = MAX_BATCH_SIZE
@@ -233,7 +233,7 @@ def measure_together(
     effort = effort or Effort()
     say = progress or (lambda line: logger.info("%s", line))
     session = uuid.uuid4().hex[:12]
-    arms = [_Arm(resolve_workload(workload)) for workload in workloads]
+    arms = [Arm(resolve_workload(workload)) for workload in workloads]
     twice = {arm.name for arm in arms if sum(other.name == arm.name for other in arms) > 1}
     if twice:
         raise InputError(f"each subject can stand once in a session, {', '.join(sorted(twice))} stands twice")
@@ -244,7 +244,7 @@ def measure_together(
             say(f"{arm.name}: peak memory, FLOPs and what really runs")
             arm.cache = cache
             with contextlib.suppress(WorkerError):
-                arm.alone = _measure_alone(arm, points, effort, session)
+                arm.alone = measure_alone(arm, points, effort, session)
         compared = {arm.name for arm in arms[:baselines]}
         for number, group in enumerate(_groups_that_fit([arm for arm in arms if arm.alone], compared)):
             timing = _Timing(group, compared, effort, f"{session}-{number}", say)
@@ -283,7 +283,7 @@ def screen(
     effort = replace(effort or Effort(), brief=True, repeats=1)
     say = progress or (lambda line: logger.info("%s", line))
     session = uuid.uuid4().hex[:12] + LOOK
-    arms = [_Arm(resolve_workload(workload)) for workload in workloads]
+    arms = [Arm(resolve_workload(workload)) for workload in workloads]
     with ExitStack() as stack:
         environments: dict[str, tuple[Environment, int]] = {}
         for arm, points in zip(arms, known or [()] * len(arms), strict=True):
@@ -313,7 +313,7 @@ def screen(
     return [arm.outcomes[0] for arm in arms]
 
 
-def _measure_alone(arm: _Arm, known: KnownPoints, effort: Effort, session: str) -> _Alone:
+def measure_alone(arm: Arm, known: KnownPoints, effort: Effort, session: str) -> Alone:
     """Measure memory and path in a process of the workload's own, unless it cannot fit.
 
     A bound in closed form may refuse what would fit; before it is believed, shorter inputs are measured.
@@ -326,7 +326,7 @@ def _measure_alone(arm: _Arm, known: KnownPoints, effort: Effort, session: str) 
     arm.outcomes.clear()
     points: list[tuple[int, int]] = []
     for share in _PROBE_SHARES:
-        shorter = _Arm(arm.workload.replace(length=arm.architecture.nearest_legal(arm.workload.length / share)))
+        shorter = Arm(arm.workload.replace(length=arm.architecture.nearest_legal(arm.workload.length / share)))
         try:
             alone = _inspect(shorter, points, effort, session)
         except WorkerError as error:
@@ -338,15 +338,16 @@ def _measure_alone(arm: _Arm, known: KnownPoints, effort: Effort, session: str) 
                 if isinstance(lost, Failure)
             ]
             raise error
-        points.append(_memory_point(shorter, alone))
+        points.append(memory_point(shorter, alone))
     return _inspect(arm, points, effort, session)
 
 
-def _memory_point(arm: _Arm, alone: _Alone) -> tuple[int, int]:
+def memory_point(arm: Arm, alone: Alone) -> tuple[int, int]:
+    """Return positions and activations of a workload whose memory was measured."""
     return arm.positions, activation_bytes(arm.workload, alone.memory, alone.parameters)
 
 
-def _inspect(arm: _Arm, known: KnownPoints, effort: Effort, session: str) -> _Alone:
+def _inspect(arm: Arm, known: KnownPoints, effort: Effort, session: str) -> Alone:
     with arm.process(effort) as worker:
         parameters = arm.ask(session, "build", arm.workload, known, arm.cache)
         memory = arm.ask(session, "measure_memory")
@@ -355,10 +356,10 @@ def _inspect(arm: _Arm, known: KnownPoints, effort: Effort, session: str) -> _Al
         key = (worker.environment.fingerprint, arm.workload.device, arm.workload.dtype)
         if key not in _PEAKS:
             _PEAKS[key] = arm.ask(session, "peaks", arm.workload.dtype)
-        return _Alone(worker.environment, parameters, memory, inspection, _PEAKS[key])
+        return Alone(worker.environment, parameters, memory, inspection, _PEAKS[key])
 
 
-def _groups_that_fit(arms: list[_Arm], baselines: set[str]) -> Iterator[list[_Arm]]:
+def _groups_that_fit(arms: list[Arm], baselines: set[str]) -> Iterator[list[Arm]]:
     """Split arms into groups that can be alive together: all of them, or pairs with a baseline, or one by one.
 
     Only groups that hold a baseline give paired ratios; what fits nowhere else is measured alone.
@@ -368,7 +369,7 @@ def _groups_that_fit(arms: list[_Arm], baselines: set[str]) -> Iterator[list[_Ar
     # On CUDA an arm that does not fit beside the others fails on its own; the host's memory must be guarded.
     room = SAFE_SHARE * available_memory() if arms[0].workload.device == "cpu" else float("inf")
 
-    def fits(group: list[_Arm]) -> bool:
+    def fits(group: list[Arm]) -> bool:
         return sum(arm.alone.memory.peak_bytes for arm in group if arm.alone) <= room
 
     anchors = [arm for arm in arms if arm.name in baselines]
@@ -392,7 +393,7 @@ class _Timing:
         say: Takes a line of progress.
     """
 
-    def __init__(self, arms: list[_Arm], baselines: set[str], effort: Effort, session: str, say: Progress) -> None:
+    def __init__(self, arms: list[Arm], baselines: set[str], effort: Effort, session: str, say: Progress) -> None:
         self.arms = arms
         self.baselines = baselines
         self.effort = effort
@@ -432,7 +433,7 @@ class _Timing:
         return f" (process {process + 1} of {self.effort.repeats})" if self.effort.repeats > 1 else ""
 
     @contextmanager
-    def _alive(self, session: str) -> Iterator[list[_Arm]]:
+    def _alive(self, session: str) -> Iterator[list[Arm]]:
         """Build every arm in a fresh process; those that fail record themselves and are left out."""
         with ExitStack() as stack:
             alive = []
@@ -440,11 +441,11 @@ class _Timing:
                 assert arm.alone is not None
                 stack.enter_context(arm.process(self.effort))
                 with contextlib.suppress(WorkerError):
-                    arm.ask(session, "build", arm.workload, (_memory_point(arm, arm.alone),), arm.cache)
+                    arm.ask(session, "build", arm.workload, (memory_point(arm, arm.alone),), arm.cache)
                     alive.append(arm)
             yield alive
 
-    def rounds(self, arms: list[_Arm], taken: _Taken, process: int) -> list[_Arm]:
+    def rounds(self, arms: list[Arm], taken: _Taken, process: int) -> list[Arm]:
         """Warm arms up and run paired rounds; return the arms that came through.
 
         An arm that fails on the way records itself and is dropped, and the rounds start again without it.
@@ -505,7 +506,7 @@ class _Taken:
             self.stop_reasons.append(rounds.stop_reason)
 
 
-def _list(arms: Sequence[_Arm]) -> str:
+def _list(arms: Sequence[Arm]) -> str:
     return ", ".join(arm.name for arm in arms)
 
 
@@ -513,7 +514,7 @@ def _list(arms: Sequence[_Arm]) -> str:
 class _Timed:
     """An arm as the rounds see it; `turns` holds the names of those that had a block, in order."""
 
-    arm: _Arm
+    arm: Arm
     session: str
     turns: list[str]
 
@@ -528,7 +529,7 @@ class _Timed:
         return Block(seconds, device_seconds, watch.end())
 
 
-def _measurement(arm: _Arm, taken: _Taken) -> Measurement:
+def _measurement(arm: Arm, taken: _Taken) -> Measurement:
     """Put together what an arm's processes told; memory and FLOPs belong to the first batch size only."""
     alone = arm.alone
     assert alone is not None
@@ -558,7 +559,7 @@ def _measurement(arm: _Arm, taken: _Taken) -> Measurement:
     )
 
 
-def _measure_energy(arm: _Arm, effort: Effort, say: Progress) -> None:
+def _measure_energy(arm: Arm, effort: Effort, say: Progress) -> None:
     """Read energy counters over one arm alone; its latency stands even if that fails."""
     if not isinstance(arm.outcomes[0], Measurement) or arm.alone is None:
         return
@@ -566,7 +567,7 @@ def _measure_energy(arm: _Arm, effort: Effort, say: Progress) -> None:
     workload = arm.outcomes[0].workload
     with arm.process(effort) as worker:
         try:
-            worker.ask("build", workload, (_memory_point(arm, arm.alone),), arm.cache)
+            worker.ask("build", workload, (memory_point(arm, arm.alone),), arm.cache)
             worker.ask("warm_up")
             energy = worker.ask("measure_energy")
         except WorkerError as error:
@@ -575,7 +576,7 @@ def _measure_energy(arm: _Arm, effort: Effort, say: Progress) -> None:
 
 
 @contextmanager
-def _compiler_cache(arms: Sequence[_Arm]) -> Iterator[str | None]:
+def _compiler_cache(arms: Sequence[Arm]) -> Iterator[str | None]:
     """Make an empty folder for compiled code, so that compiling is timed from nothing, and once for each subject."""
     if not any(arm.workload.compiled for arm in arms):
         yield None
@@ -584,7 +585,7 @@ def _compiler_cache(arms: Sequence[_Arm]) -> Iterator[str | None]:
         yield folder
 
 
-def _set_best_batch_size(arm: _Arm, session: str, longest_call_s: float) -> None:
+def _set_best_batch_size(arm: Arm, session: str, longest_call_s: float) -> None:
     """Double an arm's batch while that gives at least 5 % more throughput and fits; leave it at the best.
 
     A batch that would take longer than `longest_call_s` is not tried: the budget is for the comparison.
@@ -595,7 +596,7 @@ def _set_best_batch_size(arm: _Arm, session: str, longest_call_s: float) -> None
     assert isinstance(measured, Measurement)
     arm.batch_curve[base] = measured.sequences_per_s
     best = base
-    per_sequence = _memory_point(arm, arm.alone)[1] / base
+    per_sequence = memory_point(arm, arm.alone)[1] / base
     while best * 2 <= arm.largest_batch:
         size = best * 2
         if size / arm.batch_curve[best] > longest_call_s:

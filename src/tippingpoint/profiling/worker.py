@@ -18,6 +18,7 @@ from tippingpoint.errors import InputError, TippingPointError, UnsupportedError,
 from tippingpoint.machine import Peaks
 from tippingpoint.measurement import Energy, Flops, Memory
 from tippingpoint.models.catalog import algorithmic_flops, architecture_of
+from tippingpoint.models.own import is_own
 from tippingpoint.profiling.device import Device, open_device
 from tippingpoint.profiling.energy import measure_energy, open_meter
 from tippingpoint.profiling.environment import device_uuid, read_environment
@@ -36,7 +37,9 @@ from tippingpoint.units import format_bytes
 from tippingpoint.workload import Workload
 
 if TYPE_CHECKING:
+    from tippingpoint.analysis.breakdown import Parts
     from tippingpoint.models.build import Call
+    from tippingpoint.models.components import Patterns
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +127,8 @@ class Worker:
     def _refuse_what_cannot_fit(self, workload: Workload, known: KnownPoints) -> None:
         from tippingpoint.models.build import count_parameters, make_config
 
+        if is_own(workload.subject.architecture):
+            return  # nothing is known of it before it is built
         architecture, config = architecture_of(workload.subject), make_config(workload).to_dict()
         weights = weight_bytes(workload, count_parameters(workload))
         there = self.device.available_bytes()
@@ -211,6 +216,28 @@ class Worker:
         return Inspection(
             flops=flops, attention=attention, notes=self.subject.architecture.notes, compile_s=self._compile_s
         )
+
+    def break_down(self, patterns: Patterns | None, budget_s: float) -> Parts:
+        """Return the parts of a call: what each asks for and takes.
+
+        Args:
+            patterns: A person's own names of modules.
+            budget_s: Seconds for timing.
+        """
+        from tippingpoint.profiling.components import break_down
+
+        _, calls = self.warm_up()
+        assert self._call is not None
+        return break_down(self._call, self.subject.model, self.device, patterns, budget_s=budget_s, calls=calls)
+
+    def trace(self, path: str, patterns: Patterns | None) -> None:
+        """Write one call as a Chrome trace, with the parts as ranges."""
+        from tippingpoint.profiling.components import write_trace
+
+        if self._call is None:
+            self.warm_up()
+        assert self._call is not None
+        write_trace(self._call, self.subject.model, self.device, patterns, path)
 
     def set_batch_size(self, batch_size: int) -> None:
         """Make a batch of another size; the old one is let go first."""

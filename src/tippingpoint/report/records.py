@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from tippingpoint.analysis.breakdown import Breakdown
 from tippingpoint.analysis.comparison import ComparisonPoint
 from tippingpoint.analysis.recommend import Constraint, Recommendation
 from tippingpoint.data import LengthData
@@ -33,6 +34,8 @@ def plain(value: Any) -> Any:
                 "censored": value.censored,
             }
         )
+    if isinstance(value, Breakdown):
+        return breakdown_record(value)
     if isinstance(value, LengthData):
         return lengths_record(value)
     if isinstance(value, Measurement | Failure):
@@ -74,6 +77,28 @@ def outcome_record(outcome: Measurement | Failure) -> dict[str, Any]:
         "share_of_peak": outcome.share_of_peak,
         "share_of_bandwidth": outcome.share_of_bandwidth,
         "warnings": list(outcome.warnings),
+    }
+
+
+def breakdown_record(found: Breakdown) -> dict[str, Any]:
+    """Return a breakdown with what follows from it."""
+    record: dict[str, Any] = {field.name: plain(getattr(found, field.name)) for field in dataclasses.fields(found)}
+    return {
+        **record,
+        "fingerprint": found.environment.fingerprint,
+        "status": "ok",
+        "kept": list(found.kept),
+        "whole_s": found.whole_s,
+        "between_operators_s": found.between_operators_s,
+        "unexplained_s": found.unexplained_s,
+        "closure": found.closure,
+        "closure_interval": list(found.closure_interval),
+        "overhead": found.overhead,
+        "most_speed_up": found.most_speed_up(),
+        "most_speed_up_with_projections": found.most_speed_up(projections=True),
+        "groups": plain(found.groups()),
+        "rows": plain(found.rows()),
+        "warnings": list(found.warnings),
     }
 
 

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tippingpoint.errors import InputError, TippingPointError
+from tippingpoint.models.components import Label, parse_patterns
 from tippingpoint.study.presets import COMPARISONS, PRESETS
 from tippingpoint.units import parse_duration, parse_fraction
 from tippingpoint.workload import METRICS, PHASES, Study, Subject, check_affinity
@@ -57,6 +58,41 @@ class StudyFile(BaseModel):
         return Study(**fields)
 
 
+def read_yaml(path: str | PathLike[str], what: str, hint: str = "") -> Any:
+    """Return what a YAML file holds: plain data, from which no code runs.
+
+    Args:
+        path: The file.
+        what: What it is for, for the error message: "study".
+        hint: What else to say where it cannot be read.
+
+    Raises:
+        InputError: If it cannot be read, or is no YAML.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read the {what} {str(path)!r} ({reason}){hint}") from error
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+
+
+def load_components(path: str | PathLike[str]) -> dict[str, Label]:
+    """Return a person's own names of a model's parts, from a YAML file; see `parse_patterns`.
+
+    Raises:
+        InputError: If the file cannot be read, is no YAML or does not hold names.
+    """
+    try:
+        return parse_patterns(read_yaml(path, "names of components"))
+    except InputError as error:
+        raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
+
+
 def load_study(path: str | PathLike[str]) -> Study:
     """Return the study a YAML file describes.
 
@@ -65,18 +101,7 @@ def load_study(path: str | PathLike[str]) -> Study:
             the path to the key.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        presets = ", ".join((*PRESETS, *COMPARISONS))
-        raise InputError(
-            f"cannot read the study {str(path)!r} ({getattr(error, 'strerror', None) or error}); expected a "
-            f"YAML file or one of {presets}"
-        ) from error
-    try:
-        content: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path, "study", f"; expected a YAML file or one of {', '.join((*PRESETS, *COMPARISONS))}")
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold keys such as name, modality, baselines, variants, lengths")
     try:

@@ -1,0 +1,487 @@
+"""What each part of a call asks for, and what it takes: counted once, then timed, in passes of their own.
+
+count    one call: FLOPs and bytes by part, and which part's tensors are alive when most is held
+time     plain call | clocked call     clocked call | plain call     ...   until the budget is spent
+
+A clocked call runs under a dispatch mode that reads the clock before and after each operator, below the modules and
+without synchronising anything. What Python does between operators is seen too, and is made larger by the mode; how
+much larger is measured on operators that do next to nothing. On CUDA operators return before their kernels have
+run: there each one gets a range of PyTorch's profiler, and its time is that of the kernels that it launched.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import weakref
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tippingpoint.analysis.breakdown import Component, Parts
+from tippingpoint.models.components import Label, Patterns
+from tippingpoint.profiling.attribution import Attribution, Part, Spot
+from tippingpoint.profiling.device import Device
+from tippingpoint.profiling.flops import Work, count_work
+
+FEWEST_ROUNDS = 6
+MOST_ROUNDS = 40
+_RANGE = "tippingpoint:"
+# What the cost of watching is measured on.
+_TRIES, _OPERATORS = 7, 500
+_SMALL_LAYERS, _SMALL_WIDTH = 12, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What was in memory when tensors held the most, in bytes: what the call itself made.
+
+    Attributes:
+        by_part: By the part that made it.
+        gradients: Of parameters.
+    """
+
+    by_part: dict[Part, int]
+    gradients: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What one call asked for, by part.
+
+    Attributes:
+        work: FLOPs and bytes.
+        held: At the peak.
+    """
+
+    work: dict[Part, Work]
+    held: Held
+
+
+@dataclass(frozen=True, slots=True)
+class Clocked:
+    """One call, timed operator by operator.
+
+    Attributes:
+        seconds: By part: of its operators, or of their kernels.
+        operators: How many were timed, by part.
+        whole_s: What the call took on the host's clock, watching included.
+        entries: How often the mode was entered, operators that fell into others included.
+    """
+
+    seconds: dict[Part, float]
+    operators: dict[Part, int]
+    whole_s: float
+    entries: int
+
+
+@dataclass(frozen=True, slots=True)
+class WatchingCost:
+    """What watching adds to a call, in seconds.
+
+    Attributes:
+        inside_s: For each operator, between the two readings of the clock.
+        outside_s: For each entry of the mode, elsewhere: the mode itself, and the hooks that tell parts apart.
+    """
+
+    inside_s: float
+    outside_s: float
+
+
+def count_parts(call: Callable[[], object], model: nn.Module, attribution: Attribution) -> Counted:
+    """Count FLOPs and bytes of one call by part, and what is alive at the peak.
+
+    Args:
+        call: What to run, once.
+        model: Whose parameters get gradients.
+        attribution: In use for the model.
+    """
+    attribution.begin()
+    storages = _Storages()
+    _, _, work = count_work(call, attribution.spot, storages.made)
+    by_part: dict[Part, Work] = {}
+    for spot, each in work.items():
+        total = by_part.setdefault(attribution.resolve(spot), Work())
+        total.flops += each.flops
+        unknown = total.bytes_accessed is None or each.bytes_accessed is None
+        total.bytes_accessed = None if unknown else total.bytes_accessed + each.bytes_accessed  # type: ignore[operator]
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return Counted(by_part, storages.at_peak(attribution, gradients))
+
+
+class _Storages:
+    """Follows what operators allocate until it is freed."""
+
+    def __init__(self) -> None:
+        # (number of the storage, bytes: positive when it is made, negative when it is freed)
+        self._events: list[tuple[int, int]] = []
+        self._spots: list[Spot] = []
+        self._alive: dict[int, int] = {}
+
+    def made(self, spot: Spot, result: Any, given: Any) -> None:
+        """Note what an operator returned that it was not given."""
+        known = {_place(value) for value in tree_leaves(given)}
+        for tensor in tree_leaves(result):
+            if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+                continue
+            storage = tensor.untyped_storage()
+            place = storage._cdata
+            if place in self._alive or place in known:
+                continue
+            number = len(self._spots)
+            self._spots.append(spot)
+            self._alive[place] = number
+            size = storage.nbytes()
+            self._events.append((number, size))
+            weakref.finalize(storage, self._freed, place, number, size).atexit = False
+
+    def _freed(self, place: int, number: int, size: int) -> None:
+        if self._alive.get(place) == number:
+            del self._alive[place]
+        self._events.append((number, -size))
+
+    def at_peak(self, attribution: Attribution, gradients: Iterable[Tensor]) -> Held:
+        """Return what was alive when the sum was largest."""
+        of_parameters = {self._alive.get(_place(gradient)) for gradient in gradients}
+        total = most = last = 0
+        events = list(self._events)
+        for index, (_, size) in enumerate(events):
+            total += size
+            if total > most:
+                most, last = total, index + 1
+        alive: dict[int, int] = {}
+        for number, size in events[:last]:
+            if size > 0:
+                alive[number] = size
+            else:
+                alive.pop(number, None)
+        by_part: Counter[Part] = Counter()
+        of_gradients = 0
+        for number, size in alive.items():
+            if number in of_parameters:
+                of_gradients += size
+            else:
+                by_part[attribution.resolve(self._spots[number])] += size
+        return Held(dict(by_part), of_gradients)
+
+
+def _place(value: Any) -> int | None:
+    if not isinstance(value, Tensor) or value.layout is not torch.strided:
+        return None
+    return value.untyped_storage()._cdata
+
+
+class _Clock(TorchDispatchMode):
+    """Reads the clock around every operator that reaches the backend."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, attribution: Attribution, now: Callable[[], float]) -> None:
+        super().__init__()
+        self.taken: list[tuple[Spot, float]] = []
+        self.entries = 0
+        self._attribution = attribution
+        self._now = now
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.entries += 1
+        if _falls_apart(func):
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return self._run(self._attribution.spot(func, args), func, args, kwargs)
+
+    def _run(self, spot: Spot, func: Any, args: Any, kwargs: Any) -> Any:
+        start = self._now()
+        result = func(*args, **kwargs)
+        self.taken.append((spot, self._now() - start))
+        return result
+
+
+class _Ranges(_Clock):
+    """Gives every operator a range of PyTorch's profiler, by which its kernels are found."""
+
+    def _run(self, spot: Spot, func: Any, args: Any, kwargs: Any) -> Any:
+        with torch.profiler.record_function(f"{_RANGE}{len(self.taken)}"):
+            result = func(*args, **kwargs)
+        self.taken.append((spot, 0.0))
+        return result
+
+
+@functools.cache
+def _falls_apart(func: Any) -> bool:
+    """Whether an operator is made of others; under inference mode such ones reach a mode whole."""
+    if not isinstance(func, torch._ops.OpOverload):
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
+def clock_call(call: Callable[[], None], device: Device, attribution: Attribution) -> Clocked:
+    """Run a call once and time its operators.
+
+    Args:
+        call: What to run, once.
+        device: Where it runs, and whose clock counts.
+        attribution: In use for the model.
+    """
+    attribution.begin()
+    if device.name.startswith("cuda"):
+        clock, whole = _clock_kernels(call, device, attribution)
+    else:
+        clock = _Clock(attribution, device.now)
+
+        def watched_call() -> None:
+            with clock:
+                call()
+
+        whole, _ = device.time_block(watched_call, 1)
+    seconds: defaultdict[Part, float] = defaultdict(float)
+    operators: Counter[Part] = Counter()
+    for spot, taken in clock.taken:
+        part = attribution.resolve(spot)
+        seconds[part] += taken
+        operators[part] += 1
+    return Clocked(dict(seconds), dict(operators), whole, clock.entries)
+
+
+def _clock_kernels(call: Callable[[], None], device: Device, attribution: Attribution) -> tuple[_Clock, float]:
+    from torch.profiler import ProfilerActivity, profile
+
+    clock = _Ranges(attribution, device.now)
+
+    def watched_call() -> None:
+        with clock:
+            call()
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        whole, _ = device.time_block(watched_call, 1)
+    kernels = kernel_seconds(seen.events() or ())
+    clock.taken = [(spot, kernels.get(number, 0.0)) for number, (spot, _) in enumerate(clock.taken)]
+    return clock, whole
+
+
+def kernel_seconds(events: Iterable[Any]) -> dict[int, float]:
+    """Return the seconds of the kernels that were launched in each numbered range.
+
+    Args:
+        events: Of PyTorch's profiler; kernels stand with the operators that launched them.
+    """
+    from torch.profiler import DeviceType
+
+    def of(event: Any) -> float:
+        return sum(kernel.duration for kernel in event.kernels) + sum(of(child) for child in event.cpu_children)
+
+    # The profiler copies ranges to the device's own timeline; kernels hang on the host's.
+    return {
+        int(event.name.removeprefix(_RANGE)): of(event) / 1e6
+        for event in events
+        if event.name.startswith(_RANGE) and event.device_type == DeviceType.CPU
+    }
+
+
+def time_parts(
+    call: Callable[[], None], device: Device, attribution: Attribution, *, budget_s: float, calls: int = 1
+) -> tuple[list[float], list[Clocked]]:
+    """Time plain calls beside clocked ones, in turns, until the budget is spent.
+
+    Args:
+        call: What to run, warmed up.
+        device: Where it runs, and whose clock counts.
+        attribution: For the model, not in use: hooks stand in the modules only while a call is clocked.
+        budget_s: Seconds for all rounds; six are run in any case.
+        calls: How many plain calls make a block.
+
+    Returns:
+        Seconds of a plain call and the clocked call beside it, for each round.
+    """
+    plain: list[float] = []
+    clocked: list[Clocked] = []
+    begin = device.now()
+
+    def time_plain() -> None:
+        host, _ = device.time_block(call, calls)
+        plain.append(host / calls)
+
+    def time_clocked() -> None:
+        with attribution:
+            clocked.append(clock_call(call, device, attribution))
+
+    for number in range(MOST_ROUNDS):
+        for step in (time_plain, time_clocked) if number % 2 == 0 else (time_clocked, time_plain):
+            step()
+        spent = device.now() - begin
+        if number + 1 >= FEWEST_ROUNDS and number % 2 and spent + 2 * spent / (number + 1) > budget_s:
+            break
+    return plain, clocked
+
+
+def measure_watching(device: Device, *, training: bool) -> WatchingCost:
+    """Measure what watching costs, on operators that do next to nothing.
+
+    Args:
+        device: Whose clock counts; the operators run on the CPU, as the watching does.
+        training: Whether there is a backward pass, whose operators are found in another way.
+    """
+    number = torch.zeros(1)
+
+    def additions() -> None:
+        for _ in range(_OPERATORS):
+            number.add_(1)
+
+    with torch.random.fork_rng():
+        model = nn.Sequential(*(_SmallLayer() for _ in range(_SMALL_LAYERS)))
+    inputs = torch.zeros(1, 2, _SMALL_WIDTH)
+
+    def call() -> None:
+        with torch.inference_mode(not training):
+            output = model(inputs)
+            if training:
+                output.sum().backward()
+
+    inside, outside = [], []
+    for _ in range(_TRIES):
+        with torch.inference_mode():
+            alone = _seconds(device, additions)
+            with Attribution(nn.Identity()) as attribution, _Clock(attribution, device.now) as clock:
+                additions()
+        inside.append(max(0.0, sum(taken for _, taken in clock.taken) - alone) / _OPERATORS)
+        call()
+        alone = _seconds(device, call)
+        with Attribution(model) as attribution:
+            attribution.begin()
+            clock = _Clock(attribution, device.now)
+            with clock:
+                watched = _seconds(device, call)
+        outside.append((watched - alone - inside[-1] * len(clock.taken)) / clock.entries)
+    return WatchingCost(max(0.0, statistics.median(inside)), max(0.0, statistics.median(outside)))
+
+
+class _SmallAttention(nn.Module):
+    """As many operators and modules as an attention of a model, next to nothing in each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out_proj = (nn.Linear(_SMALL_WIDTH, _SMALL_WIDTH) for _ in range(4))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        scores = self.query(hidden) @ self.key(hidden).transpose(1, 2)
+        return self.out_proj(scores.softmax(-1) @ self.value(hidden))
+
+
+class _SmallLayer(nn.Module):
+    """A layer like those of models, of next to no width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = _SmallAttention()
+        self.norm1, self.norm2 = nn.LayerNorm(_SMALL_WIDTH), nn.LayerNorm(_SMALL_WIDTH)
+        self.fc1, self.fc2 = nn.Linear(_SMALL_WIDTH, _SMALL_WIDTH), nn.Linear(_SMALL_WIDTH, _SMALL_WIDTH)
+        self.activation = nn.GELU()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        hidden = self.norm1(hidden + self.attention(hidden))
+        return self.norm2(hidden + self.fc2(self.activation(self.fc1(hidden))))
+
+
+def _seconds(device: Device, function: Callable[[], None]) -> float:
+    start = device.now()
+    function()
+    return device.now() - start
+
+
+def break_down(
+    call: Callable[[], None],
+    model: nn.Module,
+    device: Device,
+    patterns: Patterns | None,
+    *,
+    budget_s: float,
+    calls: int = 1,
+) -> Parts:
+    """Return what each part of a call asks for and takes.
+
+    Args:
+        call: What to run, warmed up.
+        model: What it runs, whose modules are the parts.
+        device: Where it runs, and whose clock counts.
+        patterns: A person's own names of modules.
+        budget_s: Seconds for timing; six rounds are run in any case.
+        calls: How many plain calls make a block.
+    """
+    attribution = Attribution(model, patterns)
+    with attribution:
+        counted = count_parts(call, model, attribution)
+    cost = measure_watching(device, training=any(parameter.requires_grad for parameter in model.parameters()))
+    plain, clocked = time_parts(call, device, attribution, budget_s=budget_s, calls=calls)
+    on_host = not device.name.startswith("cuda")
+    seconds = [_corrected(each, cost) if on_host else each.seconds for each in clocked]
+    between = [
+        _between(each, cost) if on_host else max(0.0, alone - sum(each.seconds.values()))
+        for each, alone in zip(clocked, plain, strict=True)
+    ]
+    parameters = attribution.parameters()
+    order = {part: place for each in reversed(clocked) for place, part in enumerate(each.seconds)}
+    known = dict.fromkeys([*sorted(order, key=lambda part: order[part]), *counted.work, *parameters])
+    return Parts(
+        components=tuple(
+            Component(
+                group=part.label.group,
+                name=part.label.name,
+                layer=part.layer,
+                direction=part.direction,
+                seconds=tuple(each.get(part, 0.0) for each in seconds),
+                flops=counted.work[part].flops if part in counted.work else 0,
+                bytes_accessed=counted.work[part].bytes_accessed if part in counted.work else 0,
+                held_bytes=counted.held.by_part.get(part, 0),
+                parameters=parameters.get(part, 0),
+            )
+            for part in known
+        ),
+        plain_s=tuple(plain),
+        clocked_s=tuple(each.whole_s for each in clocked),
+        between_s=tuple(between),
+        gradients_bytes=counted.held.gradients,
+    )
+
+
+def _between(clocked: Clocked, cost: WatchingCost) -> float:
+    """Return the seconds of a call that passed between operators, less what watching took there."""
+    return max(0.0, clocked.whole_s - sum(clocked.seconds.values()) - clocked.entries * cost.outside_s)
+
+
+def _corrected(clocked: Clocked, cost: WatchingCost) -> dict[Part, float]:
+    """Return the seconds of each part, less what reading the clock took."""
+    return {
+        part: max(0.0, seconds - clocked.operators[part] * cost.inside_s) for part, seconds in clocked.seconds.items()
+    }
+
+
+def write_trace(
+    call: Callable[[], None], model: nn.Module, device: Device, patterns: Patterns | None, path: str
+) -> None:
+    """Write one call as a trace that Chrome and Perfetto open, with the parts as ranges around their operators.
+
+    Args:
+        call: What to run, warmed up.
+        model: What it runs.
+        device: Where.
+        patterns: A person's own names of modules.
+        path: File to write.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU]
+    if device.name.startswith("cuda"):
+        activities.append(ProfilerActivity.CUDA)
+    with Attribution(model, patterns, ranges=True), profile(activities=activities) as seen:
+        call()
+        device.synchronize()
+    seen.export_chrome_trace(path)
