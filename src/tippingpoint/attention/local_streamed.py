@@ -98,8 +98,9 @@ class StreamedLocalAttention(torch.autograd.Function):
         band: Band = ctx.band
         gradient = gradients[0]
         of_query, of_key, of_value = (torch.zeros_like(tensor) for tensor in (query, key, value))
-        # What each row's weights give back in total (arXiv:2205.14135, appendix B.2).
-        returned = (gradient * output).sum(dim=-1, keepdim=True)
+        with stage(SOFTMAX):
+            # What each row's weights give back in total (arXiv:2205.14135, appendix B.2).
+            returned = (gradient * output).sum(dim=-1, keepdim=True)
         buffers = _Buffers(query, band)
         for sequence, block in _blocks(band, padding_mask, query.shape[0]):
             rows = block.queries

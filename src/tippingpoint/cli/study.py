@@ -45,6 +45,12 @@ def command(
     screening: Annotated[
         bool | None, typer.Option(help="Let models of 2 and 4 layers tell where to measure (no number is theirs).")
     ] = None,
+    breakdown: Annotated[
+        bool | None,
+        typer.Option(
+            help="Afterwards break every subject down at the longest length that all were measured at; reuse does."
+        ),
+    ] = None,
     figure: Annotated[
         Path | None,
         typer.Option(help="Draw speed-ups against length into this file: .svg, .png, .pdf or .html."),
@@ -62,6 +68,7 @@ def command(
     Example: tippingpoint study text --size tiny --budget 30s
     """
     from tippingpoint.cli.output import progress, show_json
+    from tippingpoint.models.groups import REUSE
     from tippingpoint.report.figures import check_path
     from tippingpoint.report.speed_up import draw
     from tippingpoint.store import Store
@@ -96,6 +103,9 @@ def command(
     else:
         for result in results:
             _show(result, store)
+        if breakdown or (breakdown is None and studies[0].name == REUSE):
+            for result in results:
+                _show_breakdown(result)
     if figure:
         drawn = [metric_ for metric_ in ("latency", "peak_memory") if metric_ in studies[0].metrics]
         for file in draw([race for result in results for race in _races(result)], drawn, figure):
@@ -152,3 +162,37 @@ def _show(result: StudyResult, store: Path) -> None:
             "larger --budget measures longer inputs and narrows the intervals"
         )
     show(f"results are in {store}")
+
+
+def _show_breakdown(result: StudyResult) -> None:
+    """Print the parts of every subject beside each other, at the longest length that all were measured at."""
+    from tippingpoint.analysis.breakdown import Breakdown
+    from tippingpoint.cli.output import progress, show
+    from tippingpoint.measurement import Measurement
+    from tippingpoint.profiling.breakdown import breakdown
+    from tippingpoint.report.breakdown import breakdown_lines, subjects_table
+
+    study, phase = result.study, result.study.phases[0]
+    if study.compiled:
+        show("note: compiled models have no parts to tell apart, so nothing is broken down")
+        return
+    measured = [
+        {
+            outcome.workload.length
+            for outcome in result.outcomes
+            if isinstance(outcome, Measurement)
+            and (outcome.workload.subject, outcome.workload.phase) == (subject, phase)
+        }
+        for subject in study.subjects
+    ]
+    shared = set.intersection(*measured)
+    if not shared:
+        show("note: no length was measured with every subject, so none is broken down; try a larger --budget")
+        return
+    workloads = [study.workload(subject, max(shared), phase) for subject in study.subjects]
+    outcomes = [breakdown(workload, progress=progress) for workload in workloads]
+    found = [outcome for outcome in outcomes if isinstance(outcome, Breakdown)]
+    if found:
+        show("", subjects_table(found), "")
+    for line in breakdown_lines(outcomes):
+        show(line)

@@ -198,9 +198,9 @@ class Attribution:
         if torch._C._current_graph_task_id() != -1 and not self._frames:
             return self._backward_spot()
         spot = self._forward_spot(operator, args)
-        if torch.is_grad_enabled():
-            # The node of an operator is made before the operator runs, so the first one to run is its own.
-            self._nodes.setdefault(torch.autograd._get_sequence_nr() - 1, spot)
+        # The node of an operator is made before the operator runs, so the first one to run is its own. (Inside a
+        # function with a backward pass of its own gradients are off, and its node is there all the same.)
+        self._nodes.setdefault(torch.autograd._get_sequence_nr() - 1, spot)
         return spot
 
     def _forward_spot(self, operator: Any, args: Iterable[Any]) -> Spot:
@@ -301,17 +301,24 @@ def name_modules(model: nn.Module, patterns: Patterns | None = None) -> dict[nn.
     layers = _layers(named, found)
     labels: dict[str, tuple[Label, int | None]] = {}
     for path, module in named.items():
-        above = labels.get(path.rpartition(".")[0]) if path else None
+        parent = path.rpartition(".")[0]
+        above = labels.get(parent) if path else None
         number = layers.get(path, above[1] if above else None)
-        label = found[path]
-        if label is None and path in layers:
-            label = RESIDUALS
-        if label is None:
-            kind = type(module).__name__
-            inherits = above is not None and (above[0].group != OTHER or not is_part(kind))
-            label = above[0] if above is not None and inherits else Label(OTHER, kind)
-        labels[path] = label, number
+        label = found[path] or (RESIDUALS if path in layers else None)
+        kind = type(module).__name__
+        if label is None and above is not None:
+            # A layer is called after what its own code does, and that says nothing of what stands in it.
+            inherits = above[0].group != OTHER and parent not in layers
+            label = _by_width(module, above[0]) if inherits or not is_part(kind) else None
+        labels[path] = label or Label(OTHER, kind), number
     return {module: labels[path] for path, module in named.items()}
+
+
+def _by_width(module: nn.Module, above: Label) -> Label:
+    """Return what a module without a name is called in a part: in a feed-forward part, linear layers go up or down."""
+    if above.group == FEED_FORWARD and isinstance(module, nn.Linear):
+        return Label(FEED_FORWARD, "up" if module.out_features > module.in_features else "down")
+    return above
 
 
 def _layers(named: dict[str, nn.Module], labels: dict[str, Label | None]) -> dict[str, int]:

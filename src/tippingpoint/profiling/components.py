@@ -277,9 +277,10 @@ def kernel_seconds(events: Iterable[Any]) -> dict[int, float]:
     from torch.profiler import DeviceType
 
     def of(event: Any) -> float:
-        return sum(kernel.duration for kernel in event.kernels) + sum(of(child) for child in event.cpu_children)
+        # The profiler copies ranges to the device's own timeline, where they count as kernels.
+        own = sum(kernel.duration for kernel in event.kernels if not kernel.name.startswith(_RANGE))
+        return own + sum(of(child) for child in event.cpu_children)
 
-    # The profiler copies ranges to the device's own timeline; kernels hang on the host's.
     return {
         int(event.name.removeprefix(_RANGE)): of(event) / 1e6
         for event in events

@@ -60,7 +60,8 @@ def breakdown_tables(
     by_layer: bool = False,
     splits: Mapping[Workload, Split] | None = None,
 ) -> list[Table]:
-    """Return what a terminal shows: of each subject and phase all lengths beside each other, and the last in detail.
+    """Return what a terminal shows: of each subject all lengths beside each other, and the last of them in detail; then
+    subjects beside each other at the longest length that several have.
 
     Args:
         found: Broken down.
@@ -79,6 +80,13 @@ def breakdown_tables(
         )
         if "memory" in metrics:
             tables.append(memory_table(last))
+    longest: dict[tuple[float, str], list[Breakdown]] = {}
+    for each in found:
+        longest.setdefault((each.workload.length, each.workload.phase), []).append(each)
+    for phase in dict.fromkeys(each.workload.phase for each in found):
+        shared = [place for place, there in longest.items() if place[1] == phase and len(there) > 1]
+        if shared and "latency" in metrics:
+            tables.append(subjects_table(longest[max(shared)]))
     return tables
 
 
@@ -123,7 +131,7 @@ def breakdown_table(
         columns += ["held at peak"]
     if "parameters" in metrics:
         columns += ["parameters"]
-    table = plain_table(_setting(found), *columns)
+    table = plain_table(_title(found), *columns)
 
     def cells(row: Row) -> list[str]:
         text = []
@@ -209,7 +217,7 @@ def memory_table(found: Breakdown) -> Table:
     Tensors are followed in a call of their own; the peak itself was read in a process of its own, and what it has
     beyond them is what operators take for themselves and what allocators keep.
     """
-    table = plain_table(f"At the peak of memory: {_setting(found)}", "what", "bytes", "share")
+    table = plain_table(f"At the peak of memory: {_title(found)}", "what", "bytes", "share")
     memory = found.memory
     if memory is None:
         return table
@@ -237,9 +245,21 @@ def _named(row: Row) -> str:
 
 def lengths_table(found: Sequence[Breakdown]) -> Table:
     """Return the parts of one subject's calls, a column for each length: time and share."""
-    first = found[0]
     columns = [format_length(each.workload.length, _unit(each)) for each in found]
-    table = plain_table(f"{_setting(first, length=False)}", "part", *columns)
+    return _side_by_side(f"{found[0].workload.subject}: {_setting(found[0])}", columns, found)
+
+
+def subjects_table(found: Sequence[Breakdown]) -> Table:
+    """Return the parts of calls at one length, a column for each subject: time and share; the first is the measure."""
+    at = format_length(found[0].workload.length, _unit(found[0]))
+    columns = [str(each.workload.subject) for each in found]
+    table = _side_by_side(f"Side by side at {at}: {_setting(found[0])}", columns, found)
+    table.add_row("speed-up over the first", *(f"{found[0].whole_s / each.whole_s:.2f}x" for each in found))
+    return table
+
+
+def _side_by_side(title: str, columns: Sequence[str], found: Sequence[Breakdown]) -> Table:
+    table = plain_table(title, "part", *columns)
     tables = [{(row.group, row.name): row for row in each.rows()} for each in found]
     groups = [{row.group: row for row in each.groups()} for each in found]
 
@@ -254,7 +274,7 @@ def lengths_table(found: Sequence[Breakdown]) -> Table:
         names = dict.fromkeys(name for each in tables for place, name in each if place == group)
         for name in names if list(names) != [group] else ():
             table.add_row(f"  {name}", *cells(each.get((group, name)) for each in tables))
-    table.add_row(first.between_name, *(_with_share(each.between_operators_s, each.whole_s) for each in found))
+    table.add_row(found[0].between_name, *(_with_share(each.between_operators_s, each.whole_s) for each in found))
     table.add_row(_UNEXPLAINED, *(_with_share(each.unexplained_s, each.whole_s) for each in found))
     table.add_section()
     table.add_row(Text("whole call", style="bold"), *(_time(each.whole_s) for each in found))
@@ -312,14 +332,17 @@ def _unit(found: Breakdown) -> str:
     return architecture_of(found.workload.subject).unit
 
 
-def _setting(found: Breakdown, *, length: bool = True) -> str:
+def _setting(found: Breakdown) -> str:
     workload = found.workload
-    at = f" at {format_length(workload.length, _unit(found))}" if length else ""
     threads = "" if workload.threads is None or workload.device != "cpu" else f", {workload.threads} threads"
     return (
-        f"{workload.subject}{at}: {workload.phase}, {workload.device} {workload.dtype}{threads}, {workload.shape}, "
-        f"batch {workload.batch_size}"
+        f"{workload.phase}, {workload.device} {workload.dtype}{threads}, {workload.shape}, batch {workload.batch_size}"
     )
+
+
+def _title(found: Breakdown) -> str:
+    workload = found.workload
+    return f"{workload.subject} at {format_length(workload.length, _unit(found))}: {_setting(found)}"
 
 
 # Attention in blue (what approximations add in purple), the feed-forward part in green, all else apart.
