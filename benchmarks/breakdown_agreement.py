@@ -3,9 +3,8 @@
     python benchmarks/breakdown_agreement.py
     python benchmarks/breakdown_agreement.py --length 512 --json agreement.json
 
-Alone means: the modules of one part, of the same shapes and with inputs of the same shapes, run one after the other as
-often as the model has them, in a loop of their own. What is different then: the caches hold what the loop left, not
-what the model did.
+Alone means: the modules of one part, with the inputs that the model gave them, run one after the other in a loop of
+their own. What is different then: the caches hold what the loop left, not what the model did.
 """
 
 from __future__ import annotations
@@ -44,7 +43,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    lengths = {"bert": options.length, "hubert": (320 * options.length + 80) / 16000, "vit": 16 * round(options.length**0.5)}
+    lengths = {
+        "bert": options.length,
+        "hubert": (320 * options.length + 80) / 16000,
+        "vit": 16 * round(options.length**0.5),
+    }
     rows = []
     environment = None
     for name in options.only.split(","):

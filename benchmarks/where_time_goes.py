@@ -18,7 +18,7 @@ from typing import Any
 
 from tippingpoint import Breakdown, Workload, breakdown
 from tippingpoint.models.catalog import architecture_of
-from tippingpoint.models.components import ATTENTION, AROUND
+from tippingpoint.models.components import AROUND, ATTENTION
 from tippingpoint.report.breakdown import draw
 from tippingpoint.report.records import plain
 from tippingpoint.units import format_length, format_percent, format_seconds

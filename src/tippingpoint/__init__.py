@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from tippingpoint.analysis.batch_map import BatchMap, batch_map
+    from tippingpoint.analysis.breakdown import Breakdown
     from tippingpoint.analysis.compare import Comparison, compare
     from tippingpoint.analysis.prediction import Prediction
     from tippingpoint.analysis.recommend import Constraint, Recommendation
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from tippingpoint.models.reuse_plan import ReusePlan
     from tippingpoint.models.sharing import reuse_attention
     from tippingpoint.models.swap import swap_attention, variants_of
+    from tippingpoint.profiling.breakdown import breakdown
     from tippingpoint.profiling.session import profile
     from tippingpoint.store import Store
     from tippingpoint.study.predict import predict

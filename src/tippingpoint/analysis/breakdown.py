@@ -271,7 +271,8 @@ class Breakdown:
         spread = float(np.std(self.plain_s) / np.mean(self.plain_s))
         if spread > 0.1:
             found.append(
-                f"plain calls differ by {format_percent(spread)} (standard deviation): something else uses the machine"
+                f"plain calls differ by {format_percent(spread)} (standard deviation): something else uses the "
+                "machine"
             )
         return tuple(found)
 

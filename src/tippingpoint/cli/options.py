@@ -81,12 +81,12 @@ def ladder(text: str, subject: Subject) -> tuple[float, ...]:
     if ":" not in text:
         return numbers(text)
     low, high = length_range(text)
-    if not 0 < low <= high:
+    if not 0 < low <= high < math.inf:
         raise InputError(f"lengths must be SHORTEST:LONGEST, such as 128:4096, got {text!r}")
     row = architecture_of(subject)
     steps = [low * 2**step for step in range(int(math.log2(high / low) + 1e-9) + 1)]
-    # An end that is nearly the last step is no step of its own.
-    steps += [high] if high > 1.25 * steps[-1] else []
+    # The last step becomes the other end where it is nearly there.
+    steps = [*(steps if high > 1.25 * steps[-1] else steps[:-1]), high]
     return tuple(dict.fromkeys(row.nearest_legal(step) for step in steps))
 
 

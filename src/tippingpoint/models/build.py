@@ -109,7 +109,7 @@ class LiveSubject:
     """
 
     architecture: Architecture
-    model: nn.Module
+    model: transformers.PreTrainedModel
     config: dict[str, Any]
 
     @property
@@ -210,7 +210,8 @@ def build(workload: Workload) -> LiveSubject:
     own = is_own(architecture.name)
     config = None if own else make_config(workload)
     torch.manual_seed(SEED)
-    model: nn.Module
+    # Of a person's own it is any module.
+    model: Any
     if config is None:
         _check_own(workload)
         with torch.device(workload.device):

@@ -90,7 +90,8 @@ _WHOLE: tuple[tuple[re.Pattern[str], Label], ...] = (
         Label(INPUT, "embedding"),
     ),
     (_somewhere(r"conv_module|conv"), Label(CONVOLUTION, CONVOLUTION)),
-    (_somewhere(r"(down|up)_?sampl\w*|pool(ing)?|\w*merging"), Label(RESAMPLING, RESAMPLING)),
+    # In Hiera a layer has a shortcut of its own where the width changes.
+    (_somewhere(r"(down|up)_?sampl\w*|pool(ing)?|\w*merging|layers\.\d+\.proj"), Label(RESAMPLING, RESAMPLING)),
 )
 # Inside an attention, with everything in it.
 _WHOLE_IN_ATTENTION: tuple[tuple[re.Pattern[str], Label], ...] = (
@@ -144,27 +145,28 @@ _IN_LAYER: tuple[tuple[re.Pattern[str], Label], ...] = (
 Patterns = Mapping[str, Label]
 
 
-def label_of(path: str, classes: Sequence[str], *, leaf: bool, patterns: Patterns | None = None) -> Label | None:
+def label_of(path: str, kind: str, *, inside: bool, leaf: bool) -> Label | None:
     """Return what a module is called; None where it belongs to what it stands in.
 
     Args:
         path: Its name in the model, such as "encoder.layer.3.attention.self.query"; empty for the model itself.
-        classes: Names of the classes from the model down to the module.
+        kind: Name of its class.
+        inside: Whether it stands in an attention.
         leaf: Whether it has no modules of its own.
-        patterns: A person's own names, which come first; see `parse_patterns`.
     """
-    for pattern, label in (patterns or {}).items():
-        if fnmatchcase(path, pattern):
-            return label
-    attentions = [bool(_ATTENTION_CLASS.search(name)) and not _HOLDS_ATTENTION.search(name) for name in classes]
-    if any(attentions[:-1]):
-        return _inside_attention(path, classes[-1], leaf=leaf)
+    if inside:
+        return _inside_attention(path, kind, leaf=leaf)
     for pattern, label in _WHOLE:
         if pattern.search(path):
             return label
-    if attentions[-1]:
+    if _ATTENTION_CLASS.search(kind) and not _HOLDS_ATTENTION.search(kind):
         return ATTENTION_ITSELF
-    return RESIDUALS if _NORM_CLASS.search(classes[-1]) else _first(_IN_LAYER, path)
+    return RESIDUALS if _NORM_CLASS.search(kind) else _first(_IN_LAYER, path)
+
+
+def chosen_label(path: str, patterns: Patterns) -> Label | None:
+    """Return what a person calls a module; None where no pattern fits."""
+    return next((label for pattern, label in patterns.items() if fnmatchcase(path, pattern)), None)
 
 
 def _inside_attention(path: str, kind: str, *, leaf: bool) -> Label | None:
@@ -202,15 +204,15 @@ def parse_patterns(record: object) -> dict[str, Label]:
     if not isinstance(record, Mapping) or not record:
         raise InputError(
             "names of components must be a mapping from module names to parts, such as "
-            f'\'"blocks.*.mlp.0": feed-forward/up\', got {record!r}'
+            f"'\"blocks.*.mlp.0\": feed-forward/up', got {record!r}"
         )
     found = {}
     for pattern, text in record.items():
         parts = [part.strip() for part in text.split("/")] if isinstance(text, str) else []
         if not isinstance(pattern, str) or len(parts) not in (1, 2) or not all(parts):
             raise InputError(
-                f"a module name must be given a part as GROUP or GROUP/NAME, got {pattern!r}: {text!r}; groups of ours "
-                f"are {', '.join(GROUPS)}"
+                f"a module name must be given a part as GROUP or GROUP/NAME, got {pattern!r}: {text!r}; groups of "
+                f"ours are {', '.join(GROUPS)}"
             )
         found[pattern] = Label(parts[0], parts[-1])
     return found

@@ -34,6 +34,7 @@ from tippingpoint.models.components import (
     RESIDUALS,
     Label,
     Patterns,
+    chosen_label,
     is_part,
     label_of,
 )
@@ -46,6 +47,8 @@ OWN_PARAMETERS = "parameters of its own"
 SUMS = Label(OTHER, "sums of gradients")
 OUTSIDE = Label(OTHER, "outside of the model")
 
+# PyTorch runs a whole `nn.TransformerEncoderLayer` as one operator, where it can.
+WHOLE_LAYER = "_transformer_encoder_layer_fwd"
 _FUSED = re.compile(r"scaled_dot_product|(flash|efficient|flex)_attention|native_multi_head_attention|fmha")
 _SOFTMAX = re.compile(r"softmax")
 _PRODUCT = re.compile(r"^(mm|bmm|addmm_?|addmv_?|mv|baddbmm_?|dot|matmul|linear)$|mkldnn_linear|_linear_pointwise")
@@ -108,11 +111,25 @@ class Attribution:
         model: Whose modules have names.
         patterns: A person's own names; see `tippingpoint.models.components.parse_patterns`.
         ranges: Whether parts are ranges of PyTorch's profiler too.
+        whole_layers: Whether `nn.TransformerEncoderLayer` runs as one operator, as it may in inference; with a hook
+            anywhere in it, it would not.
     """
 
-    def __init__(self, model: nn.Module, patterns: Patterns | None = None, *, ranges: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        patterns: Patterns | None = None,
+        *,
+        ranges: bool = False,
+        whole_layers: bool = False,
+    ) -> None:
         self._model = model
+        self._patterns = patterns
         self._labels = name_modules(model, patterns)
+        if whole_layers:
+            layers = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
+            closed = {inner for layer in layers for inner in layer.modules()}
+            self._labels = {module: label for module, label in self._labels.items() if module not in closed}
         self._weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         self._hooks = ExitStack()
         self._ranges: list[Any] | None = [] if ranges else None
@@ -125,7 +142,8 @@ class Attribution:
     def __enter__(self) -> Attribution:
         for module, (label, layer) in self._labels.items():
             parent = self._parents.get(module)
-            if parent is None or self._labels[parent] != (label, layer):
+            # What is called by a module of the same part needs no hooks; a list of modules calls nothing.
+            if parent is None or self._labels[parent] != (label, layer) or not _has_forward(parent):
                 self._watch(module, label, layer)
         self._hooks.enter_context(watched(self._step))
         self._hooks.enter_context(_library_steps(self._labels, self._step))
@@ -144,7 +162,7 @@ class Attribution:
         """Return how many parameters each part has, shared ones once."""
         found: Counter[Part] = Counter()
         seen: set[nn.Parameter] = set()
-        for module, (label, layer) in self._labels.items():
+        for module, (label, layer) in name_modules(self._model, self._patterns).items():
             for parameter in module.parameters(recurse=False):
                 if parameter not in seen:
                     seen.add(parameter)
@@ -176,8 +194,9 @@ class Attribution:
                 self._ranges.pop().__exit__(None, None, None)
 
         # First of all hooks in, last out: what other hooks do belongs to the module.
-        for hook in (module.register_forward_pre_hook(enter, prepend=True), module.register_forward_hook(leave)):
-            self._hooks.callback(hook.remove)
+        self._hooks.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
+        # Also where a forward pass ends by an exception: checkpointing stops what it runs again that way.
+        self._hooks.callback(module.register_forward_hook(leave, always_call=True).remove)
 
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
@@ -200,13 +219,17 @@ class Attribution:
         spot = self._forward_spot(operator, args)
         # The node of an operator is made before the operator runs, so the first one to run is its own. (Inside a
         # function with a backward pass of its own gradients are off, and its node is there all the same.)
-        self._nodes.setdefault(torch.autograd._get_sequence_nr() - 1, spot)
+        number = torch.autograd._get_sequence_nr() - 1  # pyright: ignore[reportPrivateImportUsage]
+        self._nodes.setdefault(number, spot)
         return spot
 
     def _forward_spot(self, operator: Any, args: Iterable[Any]) -> Spot:
         frame = self._frames[-1] if self._frames else None
         # Layers that run again in the backward pass, to save memory, belong to it.
         direction = FORWARD if torch._C._current_graph_task_id() == -1 else BACKWARD
+        name = _name(operator)
+        if name == WHOLE_LAYER:
+            return Spot(Part(Label(OTHER, "layers that are one operator"), None, direction))
         if self._steps:
             return Spot(_part_of_step(self._steps[-1], frame, direction))
         if frame is None:
@@ -214,10 +237,10 @@ class Attribution:
         part = Part(frame.label, frame.layer, direction)
         if not frame.call:
             return Spot(part)
-        name = operator._schema.name.partition("::")[2]
-        if _FUSED.search(name):
-            return Spot(part._replace(label=Label(ATTENTION, FUSED)))
         seen = self._seen[frame.call]
+        if _FUSED.search(name):
+            seen["softmax"] += 1
+            return Spot(part._replace(label=Label(ATTENTION, FUSED)))
         kind = _kind(name)
         if kind == "product" and any(self._is_weight(arg) for arg in args):
             # Some models project inside their attention's own code.
@@ -257,7 +280,7 @@ class Attribution:
         if spot.kind == "product":
             return WEIGHTED if spot.softmaxes else SCORES
         # Between the first product and the one behind the softmax, what is done is done to the scores.
-        return SOFTMAX if 0 < spot.products and self._is_before_last(spot, seen) else COPIES
+        return SOFTMAX if spot.products > 0 and self._is_before_last(spot, seen) else COPIES
 
     def _is_before_last(self, spot: Spot, seen: Counter[str]) -> bool:
         return not spot.softmaxes or spot.products < seen["product"]
@@ -276,6 +299,16 @@ def _part_of_step(name: str, frame: _Frame | None, direction: str) -> Part:
     return Part(Label(group, name), frame.layer, direction)
 
 
+def _name(operator: Any) -> str:
+    schema = getattr(operator, "_schema", None)
+    return str(operator) if schema is None else schema.name.partition("::")[2]
+
+
+def _has_forward(module: nn.Module) -> bool:
+    """Whether a module can be called; lists of modules cannot."""
+    return getattr(type(module).forward, "__name__", "") != "_forward_unimplemented"
+
+
 @functools.cache
 def _kind(name: str) -> str:
     if _SOFTMAX.search(name):
@@ -291,13 +324,21 @@ def name_modules(model: nn.Module, patterns: Patterns | None = None) -> dict[nn.
         patterns: A person's own names, which come first.
     """
     named = dict(model.named_modules())
-    classes: dict[str, tuple[str, ...]] = {}
     found: dict[str, Label | None] = {}
+    # What a person calls a part is called so with everything in it; but an attention is told apart.
+    chosen: dict[str, Label | None] = {}
+    attentions: set[str] = set()
     for path, module in named.items():
-        above = classes.get(path.rpartition(".")[0], ()) if path else ()
-        classes[path] = (*above, type(module).__name__)
-        leaf = next(module.children(), None) is None
-        found[path] = label_of(path, classes[path], leaf=leaf, patterns=patterns)
+        parent = path.rpartition(".")[0]
+        own, above = chosen_label(path, patterns or {}), chosen.get(parent) if path else None
+        chosen[path] = own or above
+        inside = bool(path) and parent in attentions
+        if own is None and above in (None, ATTENTION_ITSELF):
+            leaf = next(module.children(), None) is None
+            own = label_of(path, type(module).__name__, inside=inside, leaf=leaf)
+        found[path] = own or above
+        if inside or found[path] == ATTENTION_ITSELF:
+            attentions.add(path)
     layers = _layers(named, found)
     labels: dict[str, tuple[Label, int | None]] = {}
     for path, module in named.items():
@@ -315,7 +356,7 @@ def name_modules(model: nn.Module, patterns: Patterns | None = None) -> dict[nn.
 
 
 def _by_width(module: nn.Module, above: Label) -> Label:
-    """Return what a module without a name is called in a part: in a feed-forward part, linear layers go up or down."""
+    """Return what a module without a name is called in a part; linear layers of a feed-forward go up or down."""
     if above.group == FEED_FORWARD and isinstance(module, nn.Linear):
         return Label(FEED_FORWARD, "up" if module.out_features > module.in_features else "down")
     return above

@@ -11,6 +11,7 @@ import logging
 import os
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 from tippingpoint.analysis.breakdown import Breakdown, Parts
 from tippingpoint.errors import InputError
@@ -49,13 +50,19 @@ def breakdown(
         A `Breakdown`; or a `Failure` if the workload runs out of memory, crashes, takes too long or is unsupported.
 
     Raises:
-        InputError: If the workload is not legal, or compiled: a compiler melts parts into one another.
+        InputError: If the workload is not legal, or compiled: a compiler melts parts into one another; or if the folder
+            of the trace does not exist.
     """
     workload = resolve_workload(workload)
     if workload.compiled:
         raise InputError(
-            "a compiled model has no parts to tell apart: torch.compile melts operators of several into one; break it "
-            "down without --compile"
+            "a compiled model has no parts to tell apart: torch.compile melts operators of several into one; break "
+            "it down without --compile"
+        )
+    target = None if trace is None else Path(os.path.abspath(trace))
+    if target is not None and not target.parent.is_dir():
+        raise InputError(
+            f"the folder {str(target.parent)!r} of the trace does not exist; create it, or choose another"
         )
     say = progress or (lambda line: logger.info("%s", line))
     arm, session = Arm(workload), uuid.uuid4().hex[:12]
@@ -68,8 +75,8 @@ def breakdown(
             arm.ask(session, "build", workload, (memory_point(arm, alone),), None)
             say(f"{arm.name} at {workload.length:g}: parts")
             parts = arm.ask(session, "break_down", patterns, budget_s)
-            if trace is not None:
-                arm.ask(session, "trace", os.fspath(trace), patterns)
+            if target is not None:
+                arm.ask(session, "trace", str(target), patterns)
         assert parts is not None
         return Breakdown(
             workload=workload,

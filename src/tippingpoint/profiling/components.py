@@ -25,10 +25,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tippingpoint.analysis.breakdown import Component, Parts
-from tippingpoint.models.components import Label, Patterns
-from tippingpoint.profiling.attribution import Attribution, Part, Spot
+from tippingpoint.models.components import Patterns
+from tippingpoint.profiling.attribution import WHOLE_LAYER, Attribution, Part, Spot
 from tippingpoint.profiling.device import Device
-from tippingpoint.profiling.flops import Work, count_work
+from tippingpoint.profiling.flops import Work, count_flops, count_work
 
 FEWEST_ROUNDS = 6
 MOST_ROUNDS = 40
@@ -122,7 +122,7 @@ class _Storages:
         # (number of the storage, bytes: positive when it is made, negative when it is freed)
         self._events: list[tuple[int, int]] = []
         self._spots: list[Spot] = []
-        self._alive: dict[int, int] = {}
+        self._alive: dict[int | None, int] = {}
 
     def made(self, spot: Spot, result: Any, given: Any) -> None:
         """Note what an operator returned that it was not given."""
@@ -417,7 +417,7 @@ def break_down(
         budget_s: Seconds for timing; six rounds are run in any case.
         calls: How many plain calls make a block.
     """
-    attribution = Attribution(model, patterns)
+    attribution = Attribution(model, patterns, whole_layers=_has_whole_layers(call, model))
     with attribution:
         counted = count_parts(call, model, attribution)
     cost = measure_watching(device, training=any(parameter.requires_grad for parameter in model.parameters()))
@@ -453,6 +453,13 @@ def break_down(
     )
 
 
+def _has_whole_layers(call: Callable[[], None], model: nn.Module) -> bool:
+    """Whether a call runs layers as one operator each."""
+    if not any(isinstance(module, nn.TransformerEncoderLayer) for module in model.modules()):
+        return False
+    return count_flops(call)[1][WHOLE_LAYER] > 0
+
+
 def _between(clocked: Clocked, cost: WatchingCost) -> float:
     """Return the seconds of a call that passed between operators, less what watching took there."""
     return max(0.0, clocked.whole_s - sum(clocked.seconds.values()) - clocked.entries * cost.outside_s)
@@ -482,7 +489,8 @@ def write_trace(
     activities = [ProfilerActivity.CPU]
     if device.name.startswith("cuda"):
         activities.append(ProfilerActivity.CUDA)
-    with Attribution(model, patterns, ranges=True), profile(activities=activities) as seen:
+    whole_layers = _has_whole_layers(call, model)
+    with Attribution(model, patterns, ranges=True, whole_layers=whole_layers), profile(activities=activities) as seen:
         call()
         device.synchronize()
     seen.export_chrome_trace(path)

@@ -102,6 +102,7 @@ class _Spots(ModuleTracker):
 
     @property
     def parents(self) -> set[Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The whole call, and the last operator's spot."""
         return {_WHOLE} if self.spot is None else {_WHOLE, self.spot}
 
     @parents.setter

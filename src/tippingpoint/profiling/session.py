@@ -104,6 +104,7 @@ class Arm:
 
     @property
     def positions(self) -> int:
+        """Sequence positions of one input."""
         return self.architecture.positions(self.workload.length)
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,8 @@ _SMALL_PARTS = "smaller parts"
 # A part below this share at every length and in every subject is not worth a colour.
 _SMALL = 0.01
 _WIDTH, _HEIGHT = 250, 170
+# With more columns beside each other, times stand alone.
+_MOST_WITH_SHARE = 5
 
 Record = dict[str, Any]
 # A split of fused attention: of its time, by the shares of the same attention step by step.
@@ -60,8 +63,10 @@ def breakdown_tables(
     by_layer: bool = False,
     splits: Mapping[Workload, Split] | None = None,
 ) -> list[Table]:
-    """Return what a terminal shows: of each subject all lengths beside each other, and the last of them in detail; then
-    subjects beside each other at the longest length that several have.
+    """Return what a terminal shows.
+
+    Of each subject all lengths beside each other, and the last of them in detail; then subjects beside each other at
+    the longest length that several have.
 
     Args:
         found: Broken down.
@@ -75,9 +80,7 @@ def breakdown_tables(
         if len(mine) > 1 and "latency" in metrics:
             tables.append(lengths_table(mine))
         last = mine[-1]
-        tables.append(
-            breakdown_table(last, metrics, by_layer=by_layer, split=(splits or {}).get(last.workload, ()))
-        )
+        tables.append(breakdown_table(last, metrics, by_layer=by_layer, split=(splits or {}).get(last.workload, ())))
         if "memory" in metrics:
             tables.append(memory_table(last))
     longest: dict[tuple[float, str], list[Breakdown]] = {}
@@ -217,7 +220,9 @@ def memory_table(found: Breakdown) -> Table:
     Tensors are followed in a call of their own; the peak itself was read in a process of its own, and what it has
     beyond them is what operators take for themselves and what allocators keep.
     """
-    table = plain_table(f"At the peak of memory: {_title(found)}", "what", "bytes", "share")
+    at = format_length(found.workload.length, _unit(found))
+    title = f"At the peak of memory: {found.workload.subject} at {at}, {found.workload.phase}"
+    table = plain_table(title, "what", "bytes", "share")
     memory = found.memory
     if memory is None:
         return table
@@ -250,9 +255,10 @@ def lengths_table(found: Sequence[Breakdown]) -> Table:
 
 
 def subjects_table(found: Sequence[Breakdown]) -> Table:
-    """Return the parts of calls at one length, a column for each subject: time and share; the first is the measure."""
+    """Return the parts of calls at one length, a column for each subject: time and share."""
     at = format_length(found[0].workload.length, _unit(found[0]))
-    columns = [str(each.workload.subject) for each in found]
+    # A line for the architecture, one for each variant and one for each option: names are longer than numbers.
+    columns = ["\n".join(_in_lines(str(each.workload.subject))) for each in found]
     table = _side_by_side(f"Side by side at {at}: {_setting(found[0])}", columns, found)
     table.add_row("speed-up over the first", *(f"{found[0].whole_s / each.whole_s:.2f}x" for each in found))
     return table
@@ -265,7 +271,7 @@ def _side_by_side(title: str, columns: Sequence[str], found: Sequence[Breakdown]
 
     def cells(rows: Iterable[Row | None]) -> list[str]:
         return [
-            "" if row is None else _with_share(row.total_s, each.whole_s)
+            "" if row is None else _with_share(row.total_s, each.whole_s, len(found))
             for row, each in zip(rows, found, strict=True)
         ]
 
@@ -274,21 +280,29 @@ def _side_by_side(title: str, columns: Sequence[str], found: Sequence[Breakdown]
         names = dict.fromkeys(name for each in tables for place, name in each if place == group)
         for name in names if list(names) != [group] else ():
             table.add_row(f"  {name}", *cells(each.get((group, name)) for each in tables))
-    table.add_row(found[0].between_name, *(_with_share(each.between_operators_s, each.whole_s) for each in found))
-    table.add_row(_UNEXPLAINED, *(_with_share(each.unexplained_s, each.whole_s) for each in found))
+    for name, beside in (
+        (found[0].between_name, [each.between_operators_s for each in found]),
+        (_UNEXPLAINED, [each.unexplained_s for each in found]),
+    ):
+        shown = zip(beside, found, strict=True)
+        table.add_row(name, *(_with_share(seconds, each.whole_s, len(found)) for seconds, each in shown))
     table.add_section()
     table.add_row(Text("whole call", style="bold"), *(_time(each.whole_s) for each in found))
     table.add_row("adds up to", *(f"{each.closure:.3f}" for each in found))
     table.add_row("watching added", *(format_percent(each.overhead) for each in found))
     table.add_row("if attention were free", *(f"{each.most_speed_up():.2f}x" for each in found))
-    table.add_row(
-        "  and its projections too", *(f"{each.most_speed_up(projections=True):.2f}x" for each in found)
-    )
+    table.add_row("  and its projections too", *(f"{each.most_speed_up(projections=True):.2f}x" for each in found))
     return table
 
 
-def _with_share(seconds: float, whole: float) -> str:
-    return f"{_time(seconds)} {format_percent(seconds / whole):>6}"
+def _in_lines(subject: str) -> list[str]:
+    """Return a subject in several lines: the architecture, each variant, each option."""
+    return re.sub(r"(?=[@+])|[:,](?=[a-z_]+=)", "\n", subject).split("\n")
+
+
+def _with_share(seconds: float, whole: float, columns: int) -> str:
+    share = f" {format_percent(seconds / whole):>6}" if columns <= _MOST_WITH_SHARE else ""
+    return f"{_time(seconds)}{share}"
 
 
 def what_if_line(found: Breakdown) -> str:
@@ -335,9 +349,8 @@ def _unit(found: Breakdown) -> str:
 def _setting(found: Breakdown) -> str:
     workload = found.workload
     threads = "" if workload.threads is None or workload.device != "cpu" else f", {workload.threads} threads"
-    return (
-        f"{workload.phase}, {workload.device} {workload.dtype}{threads}, {workload.shape}, batch {workload.batch_size}"
-    )
+    where = f"{workload.device} {workload.dtype}{threads}"
+    return f"{workload.phase}, {where}, {workload.shape}, batch {workload.batch_size}"
 
 
 def _title(found: Breakdown) -> str:
@@ -390,8 +403,11 @@ def breakdown_chart(found: Sequence[Breakdown]) -> alt.HConcatChart:
     order = [name for name, _ in names]
     color = alt.Color("part:N", legend=alt.Legend(title=None, orient="right", symbolType="square", rowPadding=2))
     color = color.scale(domain=order[::-1], range=colors[::-1])
-    longest = max(sum(r["seconds"] for r in records if r["subject"] == s and r["length"] == at)
-                  for s in {r["subject"] for r in records} for at in labels)
+    longest = max(
+        sum(r["seconds"] for r in records if r["subject"] == s and r["length"] == at)
+        for s in {r["subject"] for r in records}
+        for at in labels
+    )
     factor, time_unit = (1, "s") if longest >= 1 else (1e3, "ms")
     columns = []
     subjects = list(dict.fromkeys(str(each.workload.subject) for each in found))
@@ -412,7 +428,7 @@ def breakdown_chart(found: Sequence[Breakdown]) -> alt.HConcatChart:
             color,
             stack,
             tooltip=tip,
-        ).properties(title=alt.TitleParams(subject, fontSize=12, anchor="middle", offset=6))
+        ).properties(title=alt.TitleParams(_in_lines(subject), fontSize=12, lineHeight=14, anchor="middle", offset=6))
         share = bars.encode(
             x.axis(labelAngle=0),
             alt.Y("share:Q", title="share of the call" if first else None, stack="zero")
@@ -427,10 +443,7 @@ def breakdown_chart(found: Sequence[Breakdown]) -> alt.HConcatChart:
     threads = "" if workload.threads is None or workload.device != "cpu" else f", {workload.threads} threads"
     title = alt.TitleParams(
         f"Where the time goes in {workload.phase}",
-        subtitle=[
-            f"{workload.device} {workload.dtype}{threads}, {workload.shape}, batch {workload.batch_size}; "
-            f"{LENGTHS[unit]} along the bottom"
-        ],
+        subtitle=[f"{workload.device} {workload.dtype}{threads}, {workload.shape}, batch {workload.batch_size}"],
     )
     return themed(alt.HConcatChart(hconcat=columns, spacing=18, title=title))
 
@@ -439,7 +452,7 @@ def _bound(found: Sequence[Breakdown], subject: str, labels: Sequence[str], firs
     """Draw the speed-up if attention were free, and if its projections were too."""
     import altair as alt
 
-    kinds = ("attention free", "its projections too")
+    kinds = ("if attention were free", "and its projections too")
     rows = [
         {
             "length": format_length(each.workload.length, _unit(each)).split(" ")[0],
@@ -451,18 +464,21 @@ def _bound(found: Sequence[Breakdown], subject: str, labels: Sequence[str], firs
         for projections in (False, True)
     ]
     most = max(each.most_speed_up(projections=True) for each in found)
-    x = alt.X("length:N", sort=list(labels), title=None).scale(domain=list(labels), paddingInner=0.15, paddingOuter=0.15)
-    y = alt.Y("speed-up:Q", title="speed-up if it were" if first else None)
+    x = alt.X("length:N", sort=list(labels), title=LENGTHS[_unit(found[0])], bandPosition=0.5)
+    x = x.scale(type="band", domain=list(labels), paddingInner=0.15, paddingOuter=0.15)
+    y = alt.Y("speed-up:Q", title="speed-up at most" if first else None)
     y = y.scale(domain=[1, 1.08 * most], nice=False).axis(
         grid=True, gridColor=LIGHT, tickCount=4, labelExpr="datum.label + 'x'"
     )
-    dash = alt.StrokeDash("kind:N", legend=alt.Legend(title=None, orient="right")).scale(
+    dash = alt.StrokeDash("kind:N", legend=alt.Legend(title=None, orient="right", symbolType="stroke")).scale(
         domain=list(kinds), range=[[1, 0], [4, 3]]
     )
     return (
         alt.Chart(alt.InlineData(values=rows), width=_WIDTH, height=110)
         .mark_line(color=INK, point=alt.OverlayMarkDef(color=INK, size=28))
-        .encode(x.axis(labelAngle=0), y, dash, tooltip=["kind:N", "length:N", alt.Tooltip("speed-up:Q", format=".2f")])
+        .encode(
+            x.axis(labelAngle=0), y, dash, tooltip=["kind:N", "length:N", alt.Tooltip("speed-up:Q", format=".2f")]
+        )
     )
 
 
@@ -474,7 +490,7 @@ def _records(found: Sequence[Breakdown]) -> tuple[list[Record], list[tuple[str, 
             place = row.group, row.name
             shares[place] = max(shares.get(place, 0.0), row.total_s / each.whole_s)
     shown = [place for place, share in shares.items() if share >= _SMALL]
-    shown.sort(key=lambda place: _STACK.index(place[0]) if place[0] in _STACK else len(_STACK))
+    shown.sort(key=lambda place: _place(place[0]))
     # Parts of unlike groups may share a name, such as activation; then the group tells them apart.
     twice = {name for _, name in shown if sum(other == name for _, other in shown) > 1}
     names = {place: _named_in_figure(*place, place[1] in twice) for place in shown}
@@ -501,6 +517,11 @@ def _records(found: Sequence[Breakdown]) -> tuple[list[Record], list[tuple[str, 
         ]
     used = {record["part"] for record in records}
     return records, [(name, group) for name, group in order if name in used]
+
+
+def _place(group: str) -> int:
+    """Return where a group stands in a stack."""
+    return _STACK.index(group) if group in _STACK else len(_STACK)
 
 
 def _named_in_figure(group: str, name: str, twice: bool) -> str:
@@ -539,15 +560,17 @@ def layers_chart(found: Sequence[Breakdown]) -> alt.HConcatChart:
             "subject": subject,
             "layer": row.layer,
             "part": _named(row),
+            "group": row.group,
             "milliseconds": 1e3 * row.total_s,
         }
         for subject, each in longest.items()
         for row in each.rows(by_layer=True)
-        if row.layer is not None
+        if row.layer is not None and row.total_s > 0
     ]
     if not records:
         raise AnswerError("no layers were found in the model, so there is nothing to draw by layer")
-    parts = list(dict.fromkeys(record["part"] for record in records))
+    groups = {record["part"]: _place(record["group"]) for record in records}
+    parts = sorted(groups, key=lambda part: groups[part])
     most = max(record["milliseconds"] for record in records)
     panels = []
     for subject, each in longest.items():
@@ -560,13 +583,18 @@ def layers_chart(found: Sequence[Breakdown]) -> alt.HConcatChart:
             .encode(
                 alt.X("layer:O", title="layer", axis=alt.Axis(labelAngle=0)),
                 alt.Y("part:N", sort=parts, title=None, scale=alt.Scale(domain=parts)).axis(
-                    labels=not panels, ticks=not panels
+                    labels=not panels, ticks=not panels, labelLimit=0
                 ),
-                alt.Color("milliseconds:Q", legend=alt.Legend(title="ms per call"))
-                .scale(scheme="blues", domain=[0, most]),
+                alt.Color("milliseconds:Q", legend=alt.Legend(title="ms per call")).scale(
+                    scheme="blues", domain=[0, most]
+                ),
                 tooltip=["part:N", "layer:O", alt.Tooltip("milliseconds:Q", format=".3g")],
             )
-            .properties(title=alt.TitleParams(f"{subject}, {at}", fontSize=12, anchor="middle", offset=6))
+            .properties(
+                title=alt.TitleParams(
+                    [*_in_lines(subject), at], fontSize=11, lineHeight=13, anchor="middle", offset=6
+                )
+            )
         )
     workload = found[0].workload
     title = alt.TitleParams(
