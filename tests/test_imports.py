@@ -15,7 +15,7 @@ ROOT = Path(tippingpoint.__file__).parent
 # Lower parts never import higher ones. The parts of one rank may import each other.
 RANKS = (
     {"errors"},
-    {"units"},
+    {"units", "stages"},
     {"workload", "intervals", "machine"},
     {"measurement"},
     {"attention"},
@@ -29,6 +29,7 @@ RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}
 TORCH_FREE = {
     "errors",
     "units",
+    "stages",
     "workload",
     "intervals",
     "machine",
@@ -40,8 +41,19 @@ TORCH_FREE = {
     "report",
 }
 # What describes models without building them, and what of it is meant for others.
-TABLES = {"catalog", "architecture", "flops", "text", "speech", "vision", "reuse_plan", "map_overlaps"}
-OFFERED = {"catalog", "architecture", "reuse_plan", "map_overlaps"}
+TABLES = {
+    "catalog",
+    "architecture",
+    "components",
+    "flops",
+    "own",
+    "text",
+    "speech",
+    "vision",
+    "reuse_plan",
+    "map_overlaps",
+}
+OFFERED = {"catalog", "architecture", "components", "reuse_plan", "map_overlaps"}
 
 
 def imported(tree: ast.Module, module: str) -> set[str]:

@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tippingpoint.attention.stages import stage
 from tippingpoint.attention.validation import attendable, check_attention_inputs
 from tippingpoint.errors import InputError, unknown
+from tippingpoint.stages import stage
 
 FEATURE_MAPS = ("favor", "elu")
 

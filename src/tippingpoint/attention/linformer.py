@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tippingpoint.attention.stages import stage
 from tippingpoint.attention.validation import check_attention_inputs
 from tippingpoint.errors import InputError
+from tippingpoint.stages import stage
 
 
 def linformer_attention(

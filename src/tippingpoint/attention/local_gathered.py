@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tippingpoint.attention.stages import stage
+from tippingpoint.stages import stage
 
 # Queries per block. A block of B queries reads B + 2 * window keys, so a small B wastes little arithmetic and
 # a large one makes longer matrix products; 32 to 128 were within 20 % of one another on the CPUs tried.

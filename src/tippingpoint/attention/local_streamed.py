@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tippingpoint.attention.stages import SCORES, SOFTMAX, WEIGHTED, stage
+from tippingpoint.stages import SCORES, SOFTMAX, WEIGHTED, stage
 
 _NEVER = float("-inf")
 # Queries of a block. Few waste little at the corners, many make efficient products; 64 was fastest at every window

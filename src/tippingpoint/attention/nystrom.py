@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tippingpoint.attention.stages import stage
 from tippingpoint.attention.validation import attendable, check_attention_inputs
 from tippingpoint.errors import InputError
+from tippingpoint.stages import stage
 
 # As in the paper: enough for the pseudo-inverse of the kernels that it met.
 PINV_STEPS = 6

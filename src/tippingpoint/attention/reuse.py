@@ -29,8 +29,8 @@ from torch import Tensor
 from tippingpoint.attention.full import fused_attention, with_bias
 from tippingpoint.attention.local import local_attention
 from tippingpoint.attention.local_gathered import Blocks
-from tippingpoint.attention.stages import SCORES, SOFTMAX, WEIGHTED, stage
 from tippingpoint.attention.validation import attendable, check_attention_inputs
+from tippingpoint.stages import SCORES, SOFTMAX, WEIGHTED, stage
 
 MODES = ("map", "recompute", "auto")
 # A block of scores is as large as this: still in the last level of the cache when softmax and values come, and long

@@ -10,13 +10,13 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from tippingpoint.attention.stages import stage
 from tippingpoint.errors import InputError, UnsupportedError
 from tippingpoint.models.architecture import Architecture
 from tippingpoint.models.catalog import VARIANTS, architecture_of, check_subject
 from tippingpoint.models.components import LOSS, OPTIMIZER
 from tippingpoint.models.own import first_tensor, is_own, make
 from tippingpoint.models.swap import swap_attention, with_max_length
+from tippingpoint.stages import stage
 from tippingpoint.units import format_length
 from tippingpoint.workload import Workload
 

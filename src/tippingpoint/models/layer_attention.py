@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from tippingpoint.attention.full import eager_attention, fused_attention, with_bias
 from tippingpoint.attention.reuse import DenseMap, Projections, Shared, choose_mode, share
-from tippingpoint.attention.stages import REUSE as REUSE_STAGE
-from tippingpoint.attention.stages import stage
 from tippingpoint.errors import InputError, UnsupportedError
 from tippingpoint.models.catalog import VARIANTS
+from tippingpoint.stages import REUSE as REUSE_STAGE
+from tippingpoint.stages import stage
 from tippingpoint.workload import OptionValue, Variant
 
 # The library's own, for layers beside others that run a variant.

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from tippingpoint.analysis.breakdown import BACKWARD, FORWARD
-from tippingpoint.attention.stages import FUSED, SCORES, SOFTMAX, WEIGHTED, watched
 from tippingpoint.models.components import (
     ATTENTION,
     ATTENTION_ITSELF,
@@ -38,6 +37,7 @@ from tippingpoint.models.components import (
     is_part,
     label_of,
 )
+from tippingpoint.stages import FUSED, SCORES, SOFTMAX, WEIGHTED, watched
 
 # Products of an attention that has no softmax, or several: which is which cannot be told from outside.
 PRODUCTS = "products of queries, keys and values"

@@ -50,8 +50,8 @@ def breakdown(
         A `Breakdown`; or a `Failure` if the workload runs out of memory, crashes, takes too long or is unsupported.
 
     Raises:
-        InputError: If the workload is not legal, or compiled: a compiler melts parts into one another; or if the folder
-            of the trace does not exist.
+        InputError: If the workload is not legal, or compiled: a compiler melts parts into one another; or if there is
+            no folder for the trace.
     """
     workload = resolve_workload(workload)
     if workload.compiled:

@@ -101,12 +101,12 @@ class _Spots(ModuleTracker):
     spot: Hashable = None
 
     @property
-    def parents(self) -> set[Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def parents(self) -> set[Any]:
         """The whole call, and the last operator's spot."""
         return {_WHOLE} if self.spot is None else {_WHOLE, self.spot}
 
     @parents.setter
-    def parents(self, names: set[str]) -> None:
+    def parents(self, names: set[str]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Do nothing: the counter's own tracker begins with a set of its own."""
 
     def __enter__(self) -> _Spots:

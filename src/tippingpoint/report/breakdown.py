@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from tippingpoint.analysis.breakdown import Breakdown, Row
-from tippingpoint.attention.stages import FUSED, SCORES, SOFTMAX, WEIGHTED
 from tippingpoint.errors import AnswerError
 from tippingpoint.measurement import Failure
 from tippingpoint.models.catalog import architecture_of
@@ -30,6 +29,7 @@ from tippingpoint.models.components import (
 )
 from tippingpoint.report.figures import GREY, INK, LENGTHS, LIGHT, save, themed
 from tippingpoint.report.tables import plain_table
+from tippingpoint.stages import FUSED, SCORES, SOFTMAX, WEIGHTED
 from tippingpoint.units import (
     format_bytes,
     format_count,
