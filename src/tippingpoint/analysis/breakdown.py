@@ -132,19 +132,30 @@ class Breakdown:
     notes: tuple[str, ...] = ()
 
     @cached_property
+    def _closures(self) -> np.ndarray:
+        """Of each round: components and the time between operators over the plain call, [rounds]."""
+        explained = np.sum([each.seconds for each in self.components], axis=0) + np.array(self.between_s)
+        return explained / np.array(self.plain_s)
+
+    @cached_property
     def kept(self) -> tuple[int, ...]:
-        """The rounds whose means are shown: the middle half, by the time of their two calls."""
-        order = np.argsort(np.add(self.plain_s, self.clocked_s), kind="stable")
+        """The rounds whose means are shown: the middle half, by what their parts add up to."""
+        order = np.argsort(self._closures, kind="stable")
         outside = len(order) // 4
         return tuple(sorted(int(place) for place in order[outside : len(order) - outside]))
 
     def _mean(self, values: Iterable[float]) -> float:
-        return float(np.array(list(values))[list(self.kept)].mean())
+        """Return seconds of a typical call, from those of each round.
+
+        Shares of the plain call beside it are averaged, so that drift of the machine cancels; and averages add up.
+        """
+        shares = np.array(list(values)) / np.array(self.plain_s)
+        return float(shares[list(self.kept)].mean()) * self.whole_s
 
     @cached_property
     def whole_s(self) -> float:
-        """Seconds of a plain call."""
-        return self._mean(self.plain_s)
+        """Seconds of a plain call: their median."""
+        return float(np.median(self.plain_s))
 
     @cached_property
     def between_operators_s(self) -> float:
@@ -169,8 +180,7 @@ class Breakdown:
     @cached_property
     def closure_interval(self) -> tuple[float, float]:
         """95 % interval of the closure, from the ratios of rounds."""
-        explained = np.sum([each.seconds for each in self.components], axis=0) + np.array(self.between_s)
-        low, high = interval(center_replicates(np.log(explained / np.array(self.plain_s))))
+        low, high = interval(center_replicates(np.log(self._closures)))
         return float(np.exp(low)), float(np.exp(high))
 
     @property

@@ -86,7 +86,8 @@ def ladder(text: str, subject: Subject) -> tuple[float, ...]:
     row = architecture_of(subject)
     steps = [low * 2**step for step in range(int(math.log2(high / low) + 1e-9) + 1)]
     # The last step becomes the other end where it is nearly there.
-    steps = [*(steps if high > 1.25 * steps[-1] else steps[:-1]), high]
+    beside = high > 1.25 * steps[-1] or len(steps) == 1
+    steps = [*(steps if beside else steps[:-1]), high]
     return tuple(dict.fromkeys(row.nearest_legal(step) for step in steps))
 
 

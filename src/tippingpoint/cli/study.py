@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from tippingpoint.workload import Study
 
 
+# Seconds of rounds for each subject that is broken down.
+_BREAKDOWN_S = 5.0
+
+
 def command(
     study: Annotated[
         str, typer.Argument(metavar="PRESET|FILE", help="text, speech, vision, compression, reuse, or a YAML file.")
@@ -190,7 +194,7 @@ def _show_breakdown(result: StudyResult) -> None:
         show("note: no length was measured with every subject, so none is broken down; try a larger --budget")
         return
     workloads = [study.workload(subject, max(shared), phase) for subject in study.subjects]
-    outcomes = [breakdown(workload, progress=progress) for workload in workloads]
+    outcomes = [breakdown(workload, budget_s=_BREAKDOWN_S, progress=progress) for workload in workloads]
     found = [outcome for outcome in outcomes if isinstance(outcome, Breakdown)]
     if found:
         show("", subjects_table(found), "")

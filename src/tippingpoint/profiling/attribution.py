@@ -51,6 +51,8 @@ OUTSIDE = Label(OTHER, "outside of the model")
 WHOLE_LAYER = "_transformer_encoder_layer_fwd"
 _FUSED = re.compile(r"scaled_dot_product|(flash|efficient|flex)_attention|native_multi_head_attention|fmha")
 _SOFTMAX = re.compile(r"softmax")
+# Products of whole batches with one matrix: those of queries, keys and values have a matrix for each head.
+_FLAT = re.compile(r"^(mm|addmm_?|addmv_?|mv|linear)$|mkldnn_linear|_linear_pointwise")
 _PRODUCT = re.compile(r"^(mm|bmm|addmm_?|addmv_?|mv|baddbmm_?|dot|matmul|linear)$|mkldnn_linear|_linear_pointwise")
 # Steps of attentions of the library, by class and method.
 _LIBRARY_STEPS: dict[tuple[str, str], str] = {
@@ -242,8 +244,8 @@ class Attribution:
             seen["softmax"] += 1
             return Spot(part._replace(label=Label(ATTENTION, FUSED)))
         kind = _kind(name)
-        if kind == "product" and any(self._is_weight(arg) for arg in args):
-            # Some models project inside their attention's own code.
+        if kind == "product" and (_FLAT.search(name) or any(self._is_weight(arg) for arg in args)):
+            # Some models project inside their attention's own code; mixed precision makes other tensors of weights.
             name = OUTPUT_PROJECTION if seen["softmax"] else PROJECTIONS
             return Spot(part._replace(label=Label(ATTENTION, name)))
         spot = Spot(part, frame.call, kind, seen["softmax"], seen["product"])
@@ -305,8 +307,9 @@ def _name(operator: Any) -> str:
 
 
 def _has_forward(module: nn.Module) -> bool:
-    """Whether a module can be called; lists of modules cannot."""
-    return getattr(type(module).forward, "__name__", "") != "_forward_unimplemented"
+    """Whether a module calls what stands in it: lists of modules do not, nor do those that are used as lists."""
+    is_list = isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Sequential))
+    return not is_list and getattr(type(module).forward, "__name__", "") != "_forward_unimplemented"
 
 
 @functools.cache

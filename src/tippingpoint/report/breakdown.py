@@ -96,9 +96,10 @@ def breakdown_tables(
 def breakdown_lines(outcomes: Sequence[Breakdown | Failure]) -> list[str]:
     """Return what to know beside the tables: closure, bounds, what ran, warnings and failures; each line once."""
     found = [each for each in outcomes if isinstance(each, Breakdown)]
+    # Of several calls, tables say it.
     lines = [
-        *map(closure_line, found),
-        *map(what_if_line, found),
+        *(map(closure_line, found) if len(found) == 1 else ()),
+        *(map(what_if_line, found) if len(found) == 1 else ()),
         *(f"{each.workload.subject}: attention ran as {each.attention}" for each in found),
         *(f"{each.workload.subject}: {note}" for each in found for note in each.notes),
         *(
@@ -289,6 +290,8 @@ def _side_by_side(title: str, columns: Sequence[str], found: Sequence[Breakdown]
     table.add_section()
     table.add_row(Text("whole call", style="bold"), *(_time(each.whole_s) for each in found))
     table.add_row("adds up to", *(f"{each.closure:.3f}" for each in found))
+    intervals = [each.closure_interval for each in found]
+    table.add_row("  its 95 % interval", *(f"{low:.3f} to {high:.3f}" for low, high in intervals))
     table.add_row("watching added", *(format_percent(each.overhead) for each in found))
     table.add_row("if attention were free", *(f"{each.most_speed_up():.2f}x" for each in found))
     table.add_row("  and its projections too", *(f"{each.most_speed_up(projections=True):.2f}x" for each in found))
@@ -297,7 +300,8 @@ def _side_by_side(title: str, columns: Sequence[str], found: Sequence[Breakdown]
 
 def _in_lines(subject: str) -> list[str]:
     """Return a subject in several lines: the architecture, each variant, each option."""
-    return re.sub(r"(?=[@+])|[:,](?=[a-z_]+=)", "\n", subject).split("\n")
+    named = subject.replace(",mode=auto", "")
+    return re.sub(r"(?=[@+])|[:,](?=[a-z_]+=)", "\n", named).split("\n")
 
 
 def _with_share(seconds: float, whole: float, columns: int) -> str:
