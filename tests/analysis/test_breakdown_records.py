@@ -1,6 +1,7 @@
 """Records of a breakdown: what follows from planted times adds up, and says what is doubtful."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,25 +14,27 @@ from tippingpoint.analysis.breakdown import CLOSED, Breakdown, Component
 seconds = st.floats(1e-6, 10.0)
 
 
-def rounds_of(plain: list[float], clocked: list[float]) -> Breakdown:
-    """One part that takes all of each plain call."""
-    return of([component("attention", "AV", plain)], plain_s=plain, clocked_s=clocked)
+def rounds_of(closures: Sequence[float], plain: Sequence[float]) -> Breakdown:
+    """Parts that add up to such shares of the plain calls: two thirds in a part, the rest between operators."""
+    explained = [share * seconds for share, seconds in zip(closures, plain, strict=True)]
+    part = component("attention", "AV", [2 / 3 * seconds for seconds in explained])
+    return of([part], plain_s=plain, between_s=[seconds / 3 for seconds in explained])
 
 
 @pytest.mark.parametrize(
-    ("plain", "clocked", "kept"),
+    ("closures", "kept"),
     [
-        # The middle half: of eight without the two fastest and the two slowest ...
-        ([5, 1, 8, 3, 2, 7, 4, 6], [5, 1, 8, 3, 2, 7, 4, 6], (0, 3, 6, 7)),
-        # ... of six and of seven without one on either side.
-        ([6, 5, 4, 3, 2, 1], [6, 5, 4, 3, 2, 1], (1, 2, 3, 4)),
-        ([1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 7], (1, 2, 3, 4, 5)),
-        # Both calls of a round count: a disturbed one of either kind leaves the round out.
-        ([1, 1, 1, 1, 1, 9], [2, 3, 4, 9, 5, 2], (1, 2, 4, 3)),
+        # The middle half: of eight without two on either side ...
+        ([0.5, 0.1, 0.8, 0.3, 0.2, 0.7, 0.4, 0.6], (0, 3, 6, 7)),
+        # ... of six and of seven without one.
+        ([0.6, 0.5, 0.4, 0.3, 0.2, 0.1], (1, 2, 3, 4)),
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7], (1, 2, 3, 4, 5)),
     ],
 )
-def test_the_middle_half_of_the_rounds_is_kept_by_the_time_of_both_calls(plain, clocked, kept):
-    assert rounds_of(plain, clocked).kept == tuple(sorted(kept))
+def test_the_middle_half_of_the_rounds_is_kept_by_what_parts_add_up_to(closures, kept):
+    assert rounds_of(closures, [1.0] * len(closures)).kept == kept
+    # It is shares that are compared, whatever the calls of a round took.
+    assert rounds_of(closures, [2.0**number for number in range(len(closures))]).kept == kept
 
 
 def test_what_happens_in_other_rounds_moves_no_number():
@@ -47,11 +50,22 @@ def test_what_happens_in_other_rounds_moves_no_number():
     assert found.rows()[0].total_s == 0.5
 
 
-def test_means_are_of_the_rounds_that_are_kept():
-    plain = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
-    found = of([component("head", "head", [value / 2 for value in plain])], plain_s=plain)
-    assert found.whole_s == (3 + 4 + 5 + 6) / 4
-    assert found.explained_s == found.whole_s / 2
+def test_a_part_takes_its_mean_share_of_the_median_call():
+    shares = [0.1, 0.8, 0.3, 0.4, 0.5, 0.6, 0.7, 0.2]
+    plain = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 100.0]
+    found = rounds_of(shares, plain)
+    assert found.whole_s == 4.5
+    # Of the rounds that are kept: 0.3 to 0.6.
+    assert found.closure == pytest.approx(0.45)
+    assert found.rows()[0].total_s == pytest.approx(0.3 * 4.5)
+    assert found.between_operators_s == pytest.approx(0.15 * 4.5)
+    assert found.unexplained_s == pytest.approx(0.55 * 4.5)
+
+
+def test_a_machine_that_slows_down_moves_no_share():
+    steady, drifting = (rounds_of([0.9] * 8, plain) for plain in ([1.0] * 8, list(np.linspace(1.0, 3.0, 8))))
+    assert drifting.closure == pytest.approx(steady.closure) == pytest.approx(0.9)
+    assert drifting.attention_s() / drifting.whole_s == pytest.approx(0.6)
 
 
 def test_a_planted_breakdown_reads_as_it_was_planted():
@@ -123,10 +137,9 @@ def test_each_row_stands_for_its_parts_alone(found):
             if (each.group, each.name, each.layer) == (row.group, row.name, row.layer)
         ]
         for direction, value in row.seconds.items():
-            expected = [
-                np.mean([each.seconds[place] for place in found.kept]) for each in mine if each.direction == direction
-            ]
-            assert math.isclose(value, sum(expected), rel_tol=1e-9, abs_tol=1e-15)
+            there = [each.seconds for each in mine if each.direction == direction]
+            shares = [sum(times[place] for times in there) / found.plain_s[place] for place in found.kept]
+            assert math.isclose(value, np.mean(shares) * found.whole_s, rel_tol=1e-9, abs_tol=1e-15)
         assert row.flops == sum(each.flops for each in mine)
     assert [row.layer for row in found.rows()] == [None] * len(found.rows())
 
@@ -267,7 +280,8 @@ def test_the_interval_of_the_closure_holds_what_was_planted(ratio):
     plain = np.exp(0.05 * generator.standard_normal(40))
     explained = ratio * plain * np.exp(0.02 * generator.standard_normal(40))
     parts = [component("attention", "AV", list(0.6 * explained)), component("head", "head", list(0.3 * explained))]
-    found = of(parts, plain_s=list(plain), between_s=list(0.1 * explained))
+    # What the clocked calls took as a whole says nothing of it.
+    found = of(parts, plain_s=list(plain), clocked_s=list(2 * plain[::-1]), between_s=list(0.1 * explained))
     low, high = found.closure_interval
     assert low < ratio < high
     # Forty ratios that differ by 2 % tell it within a percent or so.

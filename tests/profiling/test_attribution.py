@@ -504,7 +504,6 @@ def test_the_projection_behind_fused_attention_of_pytorch_is_that_of_the_output(
     assert found["attention: fused attention", 0, BACKWARD] == 5 * SCORES
 
 
-# Fails: what the weights are cast to is not known to be weights.
 def test_attention_of_pytorch_keeps_its_names_under_automatic_mixed_precision():
     """Its weights are cast to the lower precision, in tensors of their own."""
     model, hidden = stack(Mixer).train(), noise(requires_grad=True)
@@ -642,7 +641,6 @@ class OneByOne(nn.Module):
         return hidden
 
 
-# Fails: a sequence is taken to be called, as it could be.
 def test_modules_of_a_sequence_that_are_called_one_by_one_have_its_name():
     assert forward_of(stack(OneByOne)) == {("input: convolutional front end", None): 2 * PROJECTION}
 
@@ -724,6 +722,15 @@ def test_products_of_several_softmaxes_are_not_guessed_at():
         ("attention: products of queries, keys and values", 0): 2 * SCORES,
         ("attention: output projection", 0): PROJECTION,
     }
+
+
+# Fails: without a batch the products of queries and keys are those of two matrices, as projections are.
+def test_attention_on_one_sequence_without_a_batch_is_told_apart():
+    model, hidden = stack(Named).eval().requires_grad_(False), noise()[0]
+    found = flops_of(model, lambda: model(hidden), {"blocks.0": "attention"})
+    names = {label: flops for (label, _, _), flops in found.items()}
+    assert names["attention: QKV projections"] == 3 * PROJECTION // BATCH
+    assert names["attention: QK^T"] == names["attention: AV"] == SCORES // BATCH
 
 
 class Twice(nn.Module):
