@@ -155,12 +155,13 @@ def at_the_parts(number: signal.Signals) -> Callable[[str], None]:
 @pytest.mark.parametrize(
     ("number", "kind", "sentence"),
     [
-        (signal.SIGSTOP, "timeout", "'break down' took longer than 2 s and was stopped"),
+        (signal.SIGSTOP, "timeout", "'break down' took longer than 3 s and was stopped"),
         (signal.SIGKILL, "crashed", "the process was ended by SIGKILL"),
     ],
 )
 def test_a_process_that_hangs_or_dies_is_a_failure(number, kind, sentence):
-    found = breakdown(tiny("bert", 64), budget_s=BUDGET_S, timeout_s=2.0, progress=at_the_parts(number))
+    broken_down(tiny("bert", 64))  # what is measured once for a machine takes longer than an answer may take below
+    found = breakdown(tiny("bert", 64), budget_s=BUDGET_S, timeout_s=3.0, progress=at_the_parts(number))
     assert isinstance(found, Failure)
     assert (found.kind, found.message, found.positions) == (kind, sentence, 64)
     assert found.workload == tiny("bert", 64)

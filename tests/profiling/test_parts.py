@@ -335,6 +335,41 @@ def test_operators_of_the_backward_pass_are_timed_where_they_belong():
     assert found.whole_s == sum(found.seconds.values())
 
 
+class Attending(nn.Module):
+    """Attention with something to do between all of its steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out_proj = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        query, key, value = self.query(hidden) * 0.5, self.key(hidden), self.value(hidden)
+        weights = (query @ key.mT + 1).softmax(dim=-1).exp()
+        return self.out_proj((weights @ value).clone())
+
+
+def test_what_is_done_to_scores_is_the_softmaxs_and_what_is_done_elsewhere_is_not():
+    seconds = {"addmm": 3.0, "bmm": 4.0, "mul": 1.0, "add": 0.5, "_softmax": 1.5, "exp": 2.0, "clone": 0.25}
+    with scripted(seconds) as (device, _):
+        model, inputs = nn.Sequential(Attending()), torch.zeros(1, 3, 4)
+
+        def call() -> None:
+            with torch.no_grad():
+                model(inputs)
+
+        with Attribution(model, parse_patterns({"0": "attention"})) as attribution:
+            found = clock_call(call, device, attribution)
+    assert times(found.seconds) == {
+        ("QKV projections", "forward"): 9.0,
+        ("QK^T", "forward"): 4.0,
+        ("mask and softmax", "forward"): 0.5 + 1.5 + 2.0,
+        ("AV", "forward"): 4.0,
+        ("output projection", "forward"): 3.0,
+        # Scaled queries, and a copy of what comes out.
+        ("positions, copies and reshaping", "forward"): 1.0 + 0.25,
+    }
+
+
 def test_nothing_waits_for_the_device_within_a_clocked_call():
     with scripted() as (device, _):
         model, patterns = chain(nn.Linear(4, 4), Slow(device))
