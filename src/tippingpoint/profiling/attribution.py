@@ -51,8 +51,6 @@ OUTSIDE = Label(OTHER, "outside of the model")
 WHOLE_LAYER = "_transformer_encoder_layer_fwd"
 _FUSED = re.compile(r"scaled_dot_product|(flash|efficient|flex)_attention|native_multi_head_attention|fmha")
 _SOFTMAX = re.compile(r"softmax")
-# Products of whole batches with one matrix: those of queries, keys and values have a matrix for each head.
-_FLAT = re.compile(r"^(mm|addmm_?|addmv_?|mv|linear)$|mkldnn_linear|_linear_pointwise")
 _PRODUCT = re.compile(r"^(mm|bmm|addmm_?|addmv_?|mv|baddbmm_?|dot|matmul|linear)$|mkldnn_linear|_linear_pointwise")
 # Steps of attentions of the library, by class and method.
 _LIBRARY_STEPS: dict[tuple[str, str], str] = {
@@ -133,6 +131,7 @@ class Attribution:
             closed = {inner for layer in layers for inner in layer.modules()}
             self._labels = {module: label for module, label in self._labels.items() if module not in closed}
         self._weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        self._casts: set[frozenset[int]] = set()
         self._hooks = ExitStack()
         self._ranges: list[Any] | None = [] if ranges else None
         self._frames: list[_Frame] = []
@@ -230,6 +229,8 @@ class Attribution:
         # Layers that run again in the backward pass, to save memory, belong to it.
         direction = FORWARD if torch._C._current_graph_task_id() == -1 else BACKWARD
         name = _name(operator)
+        if name == "_to_copy":
+            self._casts.update(_sides(arg) for arg in args if self._is_weight(arg))
         if name == WHOLE_LAYER:
             return Spot(Part(Label(OTHER, "layers that are one operator"), None, direction))
         if self._steps:
@@ -244,8 +245,8 @@ class Attribution:
             seen["softmax"] += 1
             return Spot(part._replace(label=Label(ATTENTION, FUSED)))
         kind = _kind(name)
-        if kind == "product" and (_FLAT.search(name) or any(self._is_weight(arg) for arg in args)):
-            # Some models project inside their attention's own code; mixed precision makes other tensors of weights.
+        if kind == "product" and any(self._is_weight(arg) or self._is_cast(arg) for arg in args):
+            # Some models project inside their attention's own code.
             name = OUTPUT_PROJECTION if seen["softmax"] else PROJECTIONS
             return Spot(part._replace(label=Label(ATTENTION, name)))
         spot = Spot(part, frame.call, kind, seen["softmax"], seen["product"])
@@ -266,6 +267,10 @@ class Attribution:
 
     def _is_weight(self, value: Any) -> bool:
         return isinstance(value, Tensor) and value.untyped_storage()._cdata in self._weights
+
+    def _is_cast(self, value: Any) -> bool:
+        """Whether a matrix may be what mixed precision made of a weight: one of that shape, or its transpose."""
+        return isinstance(value, Tensor) and value.ndim == 2 and _sides(value) in self._casts
 
     def resolve(self, spot: Spot) -> Part:
         """Return the part that a spot belongs to; to be asked when its call is over."""
@@ -299,6 +304,10 @@ def _part_of_step(name: str, frame: _Frame | None, direction: str) -> Part:
         return Part(Label(name, name), None, direction)
     group = ATTENTION if frame.call else frame.label.group
     return Part(Label(group, name), frame.layer, direction)
+
+
+def _sides(tensor: Tensor) -> frozenset[int]:
+    return frozenset(tensor.shape)
 
 
 def _name(operator: Any) -> str:

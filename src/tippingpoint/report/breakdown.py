@@ -33,6 +33,7 @@ from tippingpoint.stages import FUSED, SCORES, SOFTMAX, WEIGHTED
 from tippingpoint.units import (
     format_bytes,
     format_count,
+    format_half_width,
     format_length,
     format_percent,
     format_seconds,
@@ -291,7 +292,7 @@ def _side_by_side(title: str, columns: Sequence[str], found: Sequence[Breakdown]
     table.add_row(Text("whole call", style="bold"), *(_time(each.whole_s) for each in found))
     table.add_row("adds up to", *(f"{each.closure:.3f}" for each in found))
     intervals = [each.closure_interval for each in found]
-    table.add_row("  its 95 % interval", *(f"{low:.3f} to {high:.3f}" for low, high in intervals))
+    table.add_row("  give or take", *(format_half_width((high - low) / 2) for low, high in intervals))
     table.add_row("watching added", *(format_percent(each.overhead) for each in found))
     table.add_row("if attention were free", *(f"{each.most_speed_up():.2f}x" for each in found))
     table.add_row("  and its projections too", *(f"{each.most_speed_up(projections=True):.2f}x" for each in found))
