@@ -11,7 +11,6 @@ run: there each one gets a range of PyTorch's profiler, and its time is that of 
 
 from __future__ import annotations
 
-import functools
 import statistics
 import weakref
 from collections import Counter, defaultdict
@@ -21,14 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tippingpoint.analysis.breakdown import Component, Parts
 from tippingpoint.models.components import Patterns
 from tippingpoint.profiling.attribution import WHOLE_LAYER, Attribution, Part, Spot
 from tippingpoint.profiling.device import Device
-from tippingpoint.profiling.flops import Work, count_flops, count_work
+from tippingpoint.profiling.flops import LeafOperators, Work, count_flops, count_work
 
 FEWEST_ROUNDS = 6
 MOST_ROUNDS = 40
@@ -177,29 +175,24 @@ def _place(value: Any) -> int | None:
     return value.untyped_storage()._cdata
 
 
-class _Clock(TorchDispatchMode):
+class _Clock(LeafOperators):
     """Reads the clock around every operator that reaches the backend."""
-
-    supports_higher_order_operators = True
 
     def __init__(self, attribution: Attribution, now: Callable[[], float]) -> None:
         super().__init__()
         self.taken: list[tuple[Spot, float]] = []
         self.entries = 0
-        self._attribution = attribution
+        self.attribution = attribution
         self._now = now
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        """Count the entry, and go on."""
         self.entries += 1
-        if _falls_apart(func):
-            with self:
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
-        return self._run(self._attribution.spot(func, args), func, args, kwargs)
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
-    def _run(self, spot: Spot, func: Any, args: Any, kwargs: Any) -> Any:
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator and note what it took."""
+        spot = self.attribution.spot(func, args)
         start = self._now()
         result = func(*args, **kwargs)
         self.taken.append((spot, self._now() - start))
@@ -209,19 +202,13 @@ class _Clock(TorchDispatchMode):
 class _Ranges(_Clock):
     """Gives every operator a range of PyTorch's profiler, by which its kernels are found."""
 
-    def _run(self, spot: Spot, func: Any, args: Any, kwargs: Any) -> Any:
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator in a range of its own."""
+        spot = self.attribution.spot(func, args)
         with torch.profiler.record_function(f"{_RANGE}{len(self.taken)}"):
             result = func(*args, **kwargs)
         self.taken.append((spot, 0.0))
         return result
-
-
-@functools.cache
-def _falls_apart(func: Any) -> bool:
-    """Whether an operator is made of others; under inference mode such ones reach a mode whole."""
-    if not isinstance(func, torch._ops.OpOverload):
-        return False
-    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 def clock_call(call: Callable[[], None], device: Device, attribution: Attribution) -> Clocked:

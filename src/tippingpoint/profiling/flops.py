@@ -8,6 +8,7 @@ have no formula are listed.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._C import DispatchKey  # pyright: ignore[reportAttributeAccessIssue]
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import (
     FlopCounterMode,
@@ -129,7 +131,37 @@ class Work:
     bytes_accessed: int | None = 0
 
 
-class _Operators(TorchDispatchMode):
+class LeafOperators(TorchDispatchMode):
+    """Sees the operators that reach the backend, those that others are made of included.
+
+    Under inference mode an operator that is made of others reaches a mode whole. It is taken apart here as the
+    backend would: what PyTorch has in Python for its compilers (and `OpOverload.decompose` prefers) runs other
+    operators, a copy for a dropout that is off among them.
+    """
+
+    supports_higher_order_operators = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Take an operator apart, or run it."""
+        kwargs = kwargs or {}
+        if _is_made_of_others(func):
+            with self:
+                return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+        return self.run(func, args, kwargs)
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run one operator of the backend."""
+        raise NotImplementedError
+
+
+@functools.cache
+def _is_made_of_others(func: Any) -> bool:
+    if not isinstance(func, torch._ops.OpOverload):
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), DispatchKey.CompositeImplicitAutograd)
+
+
+class _Operators(LeafOperators):
     """Counts the operators that reach the backend, and the bytes they read and write."""
 
     def __init__(self, spots: _Spots, spot_of: SpotOf | None, made: Made | None) -> None:
@@ -142,8 +174,7 @@ class _Operators(TorchDispatchMode):
         self._spot_of = spot_of
         self._made = made
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         self.counts[func._overloadpacket] += 1
         if self._spot_of is not None:
             self._spots.spot = self._spot_of(func, args)
@@ -193,8 +224,8 @@ def count_work(
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     counter.mod_tracker = spots = _Spots()
     operators = _Operators(spots, spot_of, made)
-    # The later mode is the outer one: the counter decomposes first, and the list sees what is left.
-    with operators, counter:
+    # The later mode sees an operator first: it takes it apart, and says where it runs before it is counted.
+    with counter, operators:
         call()
     counts: dict[Any, dict[Any, int]] = counter.get_flop_counts()  # type: ignore[assignment]
     by_operator = counts.get(_WHOLE, {})
