@@ -40,10 +40,10 @@ class Set:
 
 
 SETS = {
-    "text": Set(("bert", "bert@eager", "longformer", "nystromformer"), (512, 1024, 2048)),
-    "speech": Set(("hubert", "hubert@local:window=50"), (10.265, 20.505, 40.985)),
+    "text": Set(("bert", "bert@eager", "longformer", "nystromformer"), (512, 2048)),
+    "speech": Set(("hubert", "hubert@local:window=50"), (10.265, 40.985)),
     "vision": Set(("vit", "swinv2"), (224, 448)),
-    "reuse": Set(("bert", "bert@reuse:group=3", "bert@reuse:group=6"), (512, 1024, 2048)),
+    "reuse": Set(("bert", "bert@reuse:group=3", "bert@reuse:group=6"), (512, 2048)),
     "training": Set(("bert", "bert@local:window=128"), (512,), "training"),
 }
 

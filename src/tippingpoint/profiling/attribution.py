@@ -111,6 +111,7 @@ class Attribution:
         model: Whose modules have names.
         patterns: A person's own names; see `tippingpoint.models.components.parse_patterns`.
         ranges: Whether parts are ranges of PyTorch's profiler too.
+        now: A clock by which `own_s` counts what hooks and steps take themselves.
         whole_layers: Whether `nn.TransformerEncoderLayer` runs as one operator, as it may in inference; with a hook
             anywhere in it, it would not.
     """
@@ -121,6 +122,7 @@ class Attribution:
         patterns: Patterns | None = None,
         *,
         ranges: bool = False,
+        now: Callable[[], float] | None = None,
         whole_layers: bool = False,
     ) -> None:
         self._model = model
@@ -131,6 +133,9 @@ class Attribution:
             closed = {inner for layer in layers for inner in layer.modules()}
             self._labels = {module: label for module, label in self._labels.items() if module not in closed}
         self._weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        self._now = now or _no_clock
+        # Seconds that hooks and steps took so far.
+        self.own_s = 0.0
         self._casts: set[frozenset[int]] = set()
         self._hooks = ExitStack()
         self._ranges: list[Any] | None = [] if ranges else None
@@ -177,6 +182,7 @@ class Attribution:
 
     def _watch(self, module: nn.Module, label: Label, layer: int | None) -> None:
         def enter(module: nn.Module, inputs: Any) -> None:
+            begin = self._now()
             call = 0
             if label == ATTENTION_ITSELF:
                 call = self._frames[-1].call if self._frames else 0
@@ -188,11 +194,14 @@ class Attribution:
             if self._ranges is not None:
                 self._ranges.append(torch.profiler.record_function(_written(label, layer)))
                 self._ranges[-1].__enter__()
+            self.own_s += self._now() - begin
 
         def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+            begin = self._now()
             self._frames.pop()
             if self._ranges is not None:
                 self._ranges.pop().__exit__(None, None, None)
+            self.own_s += self._now() - begin
 
         # First of all hooks in, last out: what other hooks do belongs to the module.
         self._hooks.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
@@ -308,6 +317,10 @@ def _part_of_step(name: str, frame: _Frame | None, direction: str) -> Part:
 
 def _sides(tensor: Tensor) -> frozenset[int]:
     return frozenset(tensor.shape)
+
+
+def _no_clock() -> float:
+    return 0.0
 
 
 def _name(operator: Any) -> str:

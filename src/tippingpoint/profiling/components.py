@@ -4,8 +4,9 @@ count    one call: FLOPs and bytes by part, and which part's tensors are alive w
 time     plain call | clocked call     clocked call | plain call     ...   until the budget is spent
 
 A clocked call runs under a dispatch mode that reads the clock before and after each operator, below the modules and
-without synchronising anything. What Python does between operators is seen too, and is made larger by the mode; how
-much larger is measured on operators that do next to nothing. On CUDA operators return before their kernels have
+without synchronising anything. What Python does between operators is seen too, and is made larger by watching: the
+mode and the hooks read the clock themselves, in the caches as they are, and what they cannot see is measured on
+operators that do next to nothing. On CUDA operators return before their kernels have
 run: there each one gets a range of PyTorch's profiler, and its time is that of the kernels that it launched.
 """
 
@@ -32,7 +33,9 @@ FEWEST_ROUNDS = 6
 MOST_ROUNDS = 40
 _RANGE = "tippingpoint:"
 # What the cost of watching is measured on.
-_TRIES, _OPERATORS = 7, 500
+_TRIES = 7
+# So many views tell what reading the clock costs.
+_FEWEST_VIEWS = 8
 _SMALL_LAYERS, _SMALL_WIDTH = 12, 4
 
 
@@ -71,12 +74,17 @@ class Clocked:
         operators: How many were timed, by part.
         whole_s: What the call took on the host's clock, watching included.
         entries: How often the mode was entered, operators that fell into others included.
+        watching_s: Of it, what the mode, hooks and steps took, as they saw it themselves.
+        inside_s: For each operator, what lies between the two readings of the clock beside its work; None where the
+            call does not tell.
     """
 
     seconds: dict[Part, float]
     operators: dict[Part, int]
     whole_s: float
     entries: int
+    watching_s: float
+    inside_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +92,15 @@ class WatchingCost:
     """What watching adds to a call, in seconds.
 
     Attributes:
-        inside_s: For each operator, between the two readings of the clock.
-        outside_s: For each entry of the mode, elsewhere: the mode itself, and the hooks that tell parts apart.
+        inside_s: For each operator, between the two readings of the clock, where the call itself does not tell.
+        outside_s: For each entry of the mode, elsewhere, beyond what a call's own clocks see: the way into Python and
+            back, and to the hooks.
+        seen_s: For each entry of the mode, what a call's own clocks see.
     """
 
     inside_s: float
     outside_s: float
+    seen_s: float
 
 
 def count_parts(call: Callable[[], object], model: nn.Module, attribution: Attribution) -> Counted:
@@ -182,21 +193,40 @@ class _Clock(LeafOperators):
         super().__init__()
         self.taken: list[tuple[Spot, float]] = []
         self.entries = 0
+        # Seconds that the mode itself took so far.
+        self.own_s = 0.0
         self.attribution = attribution
         self._now = now
+        self._inner_s = 0.0
+        self._views: list[float] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Count the entry, and go on."""
+    def enter(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Go on, and note what the mode itself takes."""
+        begin, inner = self._now(), self._inner_s
         self.entries += 1
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        result = super().enter(func, args, kwargs)
+        whole = self._now() - begin
+        # What operators, and entries for those that an operator is made of, took within.
+        self.own_s += whole - (self._inner_s - inner)
+        self._inner_s = inner + whole
+        return result
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator and note what it took."""
         spot = self.attribution.spot(func, args)
         start = self._now()
         result = func(*args, **kwargs)
-        self.taken.append((spot, self._now() - start))
+        taken = self._now() - start
+        self.taken.append((spot, taken))
+        self._inner_s += taken
+        if getattr(func, "is_view", False):
+            self._views.append(taken)
         return result
+
+    @property
+    def inside_s(self) -> float | None:
+        """Seconds between two readings of the clock around a view, which does no work; None with too few of them."""
+        return statistics.median(self._views) if len(self._views) >= _FEWEST_VIEWS else None
 
 
 class _Ranges(_Clock):
@@ -220,6 +250,7 @@ def clock_call(call: Callable[[], None], device: Device, attribution: Attributio
         attribution: In use for the model.
     """
     attribution.begin()
+    hooks = attribution.own_s
     if device.name.startswith("cuda"):
         clock, whole = _clock_kernels(call, device, attribution)
     else:
@@ -236,7 +267,8 @@ def clock_call(call: Callable[[], None], device: Device, attribution: Attributio
         part = attribution.resolve(spot)
         seconds[part] += taken
         operators[part] += 1
-    return Clocked(dict(seconds), dict(operators), whole, clock.entries)
+    watching = clock.own_s + attribution.own_s - hooks
+    return Clocked(dict(seconds), dict(operators), whole, clock.entries, watching, clock.inside_s)
 
 
 def _clock_kernels(call: Callable[[], None], device: Device, attribution: Attribution) -> tuple[_Clock, float]:
@@ -318,12 +350,6 @@ def measure_watching(device: Device, *, training: bool) -> WatchingCost:
         device: Whose clock counts; the operators run on the CPU, as the watching does.
         training: Whether there is a backward pass, whose operators are found in another way.
     """
-    number = torch.zeros(1)
-
-    def additions() -> None:
-        for _ in range(_OPERATORS):
-            number.add_(1)
-
     with torch.random.fork_rng():
         model = nn.Sequential(*(_SmallLayer() for _ in range(_SMALL_LAYERS)))
     inputs = torch.zeros(1, 2, _SMALL_WIDTH)
@@ -334,22 +360,20 @@ def measure_watching(device: Device, *, training: bool) -> WatchingCost:
             if training:
                 output.sum().backward()
 
-    inside, outside = [], []
+    inside, outside, seen = [], [], []
     for _ in range(_TRIES):
-        with torch.inference_mode():
-            alone = _seconds(device, additions)
-            with Attribution(nn.Identity()) as attribution, _Clock(attribution, device.now) as clock:
-                additions()
-        inside.append(max(0.0, sum(taken for _, taken in clock.taken) - alone) / _OPERATORS)
         call()
         alone = _seconds(device, call)
-        with Attribution(model) as attribution:
+        with Attribution(model, now=device.now) as attribution:
             attribution.begin()
             clock = _Clock(attribution, device.now)
             with clock:
                 watched = _seconds(device, call)
-        outside.append((watched - alone - inside[-1] * len(clock.taken)) / clock.entries)
-    return WatchingCost(max(0.0, statistics.median(inside)), max(0.0, statistics.median(outside)))
+        inside.append(clock.inside_s or 0.0)
+        seen.append((clock.own_s + attribution.own_s) / clock.entries)
+        added = watched - alone - inside[-1] * len(clock.taken)
+        outside.append(added / clock.entries - seen[-1])
+    return WatchingCost(*(max(0.0, statistics.median(each)) for each in (inside, outside, seen)))
 
 
 class _SmallAttention(nn.Module):
@@ -404,7 +428,7 @@ def break_down(
         budget_s: Seconds for timing; six rounds are run in any case.
         calls: How many plain calls make a block.
     """
-    attribution = Attribution(model, patterns, whole_layers=_has_whole_layers(call, model))
+    attribution = Attribution(model, patterns, now=device.now, whole_layers=_has_whole_layers(call, model))
     with attribution:
         counted = count_parts(call, model, attribution)
     cost = measure_watching(device, training=any(parameter.requires_grad for parameter in model.parameters()))
@@ -449,14 +473,17 @@ def _has_whole_layers(call: Callable[[], None], model: nn.Module) -> bool:
 
 def _between(clocked: Clocked, cost: WatchingCost) -> float:
     """Return the seconds of a call that passed between operators, less what watching took there."""
-    return max(0.0, clocked.whole_s - sum(clocked.seconds.values()) - clocked.entries * cost.outside_s)
+    # In the caches that a large model leaves behind everything takes longer than it did on small layers: what is not
+    # seen as much as what is.
+    slower = clocked.watching_s / (clocked.entries * cost.seen_s) if cost.seen_s else 1.0
+    watching = clocked.watching_s + clocked.entries * cost.outside_s * max(1.0, slower)
+    return max(0.0, clocked.whole_s - sum(clocked.seconds.values()) - watching)
 
 
 def _corrected(clocked: Clocked, cost: WatchingCost) -> dict[Part, float]:
     """Return the seconds of each part, less what reading the clock took."""
-    return {
-        part: max(0.0, seconds - clocked.operators[part] * cost.inside_s) for part, seconds in clocked.seconds.items()
-    }
+    inside = cost.inside_s if clocked.inside_s is None else clocked.inside_s
+    return {part: max(0.0, seconds - clocked.operators[part] * inside) for part, seconds in clocked.seconds.items()}
 
 
 def write_trace(

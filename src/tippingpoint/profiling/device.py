@@ -18,7 +18,11 @@ from tippingpoint.errors import InputError
 _SETTLE_S = 0.01
 # glibc's malloc.h; blocks of this size and more get a mapping of their own.
 _M_MMAP_THRESHOLD = -3
+_M_TRIM_THRESHOLD = -1
 _MAPPED_APART = 128 * 1024
+# The largest block that the C library ever keeps by itself, and more than its heap ever holds at its end.
+_LARGEST_KEPT = 32 * 2**20
+_NEVER_TRIM = 2**31 - 1
 
 
 def now() -> float:
@@ -93,6 +97,10 @@ class Device(Protocol):
         """Give memory that was freed back, and do so at once from now on, so that what is held is what is in use."""
         ...
 
+    def keep(self) -> None:
+        """Keep memory that was freed, as far as it is kept by chance otherwise."""
+        ...
+
     def available_bytes(self) -> int:
         """Return bytes that could still be taken without harming anyone."""
         ...
@@ -156,6 +164,16 @@ class CpuDevice:
             self._libc.mallopt(_M_MMAP_THRESHOLD, _MAPPED_APART)
             self._libc.malloc_trim(0)
 
+    def keep(self) -> None:
+        """Make the C library keep freed blocks of up to 32 MiB, and map larger ones apart as it always does.
+
+        By default it gives such blocks back when they happen to stand at the end of its heap: one and the same call
+        met between 1,000 and 78,000 page faults, a tenth of its time.
+        """
+        if self._libc is not None:
+            self._libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
+            self._libc.mallopt(_M_TRIM_THRESHOLD, _NEVER_TRIM)
+
     def available_bytes(self) -> int:
         return available_memory()
 
@@ -218,6 +236,9 @@ class CudaDevice:
     def trim(self) -> None:
         self._cuda.empty_cache()
 
+    def keep(self) -> None:
+        """Do nothing: the caching allocator keeps all."""
+
     def available_bytes(self) -> int:
         return self._cuda.mem_get_info(self._device)[0]
 
@@ -273,6 +294,9 @@ class FakeDevice:
 
     def trim(self) -> None:
         """Do nothing: nothing is kept."""
+
+    def keep(self) -> None:
+        """Do nothing: nothing is allocated."""
 
     def available_bytes(self) -> int:
         return self._available

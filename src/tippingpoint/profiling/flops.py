@@ -143,7 +143,10 @@ class LeafOperators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Take an operator apart, or run it."""
-        kwargs = kwargs or {}
+        return self.enter(func, args, kwargs or {})
+
+    def enter(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Take an operator apart, or run it."""
         if _is_made_of_others(func):
             with self:
                 return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)

@@ -226,6 +226,7 @@ class Worker:
         """
         from tippingpoint.profiling.components import break_down
 
+        self.device.keep()
         _, calls = self.warm_up()
         assert self._call is not None
         return break_down(self._call, self.subject.model, self.device, patterns, budget_s=budget_s, calls=calls)
