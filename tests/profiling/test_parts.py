@@ -229,6 +229,9 @@ class Scripted:
     def trim(self) -> None:
         pass
 
+    def keep(self) -> None:
+        pass
+
     def available_bytes(self) -> int:
         return 2**40
 
@@ -455,19 +458,17 @@ def test_there_are_no_more_rounds_than_anybody_needs():
 
 @pytest.mark.parametrize("training", [False, True])
 def test_watching_costs_what_reading_the_clock_was_made_to_cost(training):
-    """An operator's own time has one of the two readings in it, and the other lies outside."""
+    """Four readings for each operator: one within its time, two that the mode sees itself, one that nobody sees."""
     cost = measure_watching(Scripted(reading_s=0.001), training=training)
     assert cost.inside_s == pytest.approx(0.001, rel=0.01)
-    if training:
-        assert cost.outside_s == pytest.approx(0.001, rel=0.01)
-    else:
-        # Some entries are operators that fall into others, which read no clock.
-        assert 0.0005 < cost.outside_s < 0.001
+    # Hooks read the clock twice, and see one of the readings.
+    assert 0.001 <= cost.outside_s < 0.0015
+    assert 0.0015 < cost.seen_s < 0.0025
 
 
 def test_watching_that_costs_nothing_is_found_to():
     cost = measure_watching(Scripted(), training=True)
-    assert (cost.inside_s, cost.outside_s) == (0.0, 0.0)
+    assert (cost.inside_s, cost.outside_s, cost.seen_s) == (0.0, 0.0, 0.0)
 
 
 def test_measuring_what_watching_costs_leaves_random_numbers_alone():

@@ -51,6 +51,8 @@ _SMALL = 0.01
 _WIDTH, _HEIGHT = 250, 170
 # With more columns beside each other, times stand alone.
 _MOST_WITH_SHARE = 5
+# A name that is longer is written in several lines.
+_MOST_IN_A_LINE = 14
 
 Record = dict[str, Any]
 # A split of fused attention: of its time, by the shares of the same attention step by step.
@@ -302,6 +304,8 @@ def _side_by_side(title: str, columns: Sequence[str], found: Sequence[Breakdown]
 def _in_lines(subject: str) -> list[str]:
     """Return a subject in several lines: the architecture, each variant, each option."""
     named = subject.replace(",mode=auto", "")
+    if len(named) <= _MOST_IN_A_LINE:
+        return [named]
     return re.sub(r"(?=[@+])|[:,](?=[a-z_]+=)", "\n", named).split("\n")
 
 
