@@ -461,9 +461,10 @@ def test_watching_costs_what_reading_the_clock_was_made_to_cost(training):
     """Four readings for each operator: one within its time, two that the mode sees itself, one that nobody sees."""
     cost = measure_watching(Scripted(reading_s=0.001), training=training)
     assert cost.inside_s == pytest.approx(0.001, rel=0.01)
-    # Hooks read the clock twice, and see one of the readings.
-    assert 0.001 <= cost.outside_s < 0.0015
-    assert 0.0015 < cost.seen_s < 0.0025
+    # Hooks read the clock twice, and see one of the readings. An operator that is made of others sees theirs.
+    assert (0.001 if training else 0.0005) <= cost.outside_s < (0.0015 if training else 0.001)
+    assert 0.002 < cost.seen_s < (0.0025 if training else 0.003)
+    assert 0.003 < cost.outside_s + cost.seen_s < 0.0035
 
 
 def test_watching_that_costs_nothing_is_found_to():

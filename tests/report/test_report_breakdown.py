@@ -226,7 +226,7 @@ def test_lengths_stand_beside_each_other_with_their_bounds():
 def test_a_part_that_one_side_lacks_leaves_its_cell_empty():
     table = subjects_table([encoder(), encoder("bert@eager", steps=True, scale=2.0)])
     assert table.title == "Side by side at 512 tokens: inference, cpu float32, 2 threads, base, batch 1"
-    assert heads_of(table) == ["part", "bert", "bert @eager"]
+    assert heads_of(table) == ["part", "bert", "bert@eager"]
     lines = below_title(table)
     (fused,) = [line for line in lines if "fused attention" in line]
     (scores,) = [line for line in lines if "QK^T" in line]
@@ -432,7 +432,7 @@ def test_a_figure_has_a_column_for_each_subject_and_a_bar_for_each_length():
     spec = breakdown_chart(SEVERAL).to_dict()
     columns = panels_of(spec)
     assert len(columns) == 2
-    assert [written(column[0]["title"]) for column in columns] == ["bert", "bert @eager"]
+    assert [written(column[0]["title"]) for column in columns] == ["bert", "bert@eager"]
     for column, subject in zip(columns, ("bert", "bert@eager"), strict=True):
         for panel in column[:2]:
             rows = rows_of(spec, panel)
@@ -542,7 +542,7 @@ def test_the_bound_is_drawn_with_and_without_projections():
 def test_layers_are_a_strip_for_each_subject_at_its_longest():
     spec = layers_chart(SEVERAL).to_dict()
     names = [written(panel["title"]) for panel in spec["hconcat"]]
-    assert names == ["bert 2,048 tokens", "bert @eager 2,048 tokens"]
+    assert names == ["bert 2,048 tokens", "bert@eager 2,048 tokens"]
     rows = rows_of(spec, spec["hconcat"][0])
     times = {(row["layer"], row["part"]): row["milliseconds"] for row in rows}
     assert len(times) == 2 * 7
