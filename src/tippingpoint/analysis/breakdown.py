@@ -14,11 +14,11 @@ import numpy as np
 from tippingpoint.intervals import center_replicates, interval
 from tippingpoint.machine import Environment, Peaks
 from tippingpoint.measurement import Memory
-from tippingpoint.models.components import AROUND, ATTENTION
+from tippingpoint.models.components import AROUND, ATTENTION, OPTIMIZER
 from tippingpoint.units import format_percent, format_seconds
 from tippingpoint.workload import Workload
 
-FORWARD, BACKWARD, OPTIMIZER = "forward", "backward", "optimizer"
+FORWARD, BACKWARD = "forward", "backward"
 DIRECTIONS = (FORWARD, BACKWARD, OPTIMIZER)
 # Parts, the time between operators and the whole agree, if they differ by no more.
 CLOSED = 0.03
@@ -209,7 +209,7 @@ class Breakdown:
 
     def _row(self, place: tuple[str, str, int | None], parts: list[Component]) -> Row:
         group, name, layer = place
-        seconds = dict.fromkeys((direction for direction in DIRECTIONS if self._has(direction)), 0.0)
+        seconds = dict.fromkeys(self.directions, 0.0)
         for each in parts:
             seconds[each.direction] += self._mean(each.seconds)
         accessed = [each.bytes_accessed for each in parts]
@@ -224,13 +224,11 @@ class Breakdown:
             parameters=sum(each.parameters for each in parts),
         )
 
-    def _has(self, direction: str) -> bool:
-        return any(each.direction == direction for each in self.components)
-
-    @property
+    @cached_property
     def directions(self) -> tuple[str, ...]:
         """The directions that there are: "forward" alone in inference."""
-        return tuple(direction for direction in DIRECTIONS if self._has(direction))
+        there = {each.direction for each in self.components}
+        return tuple(direction for direction in DIRECTIONS if direction in there)
 
     @property
     def flops(self) -> int:

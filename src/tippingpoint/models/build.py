@@ -126,11 +126,12 @@ class LiveSubject:
         """Return a seeded batch on the workload's device."""
         generator = torch.Generator().manual_seed(SEED)
         batch = self.architecture.inputs(self.config, workload.batch_size, workload.length, generator)
-        weights = next(self.model.parameters()).dtype
-        return {
-            name: tensor.to(workload.device, weights if tensor.is_floating_point() else tensor.dtype)
-            for name, tensor in batch.items()
-        }
+        return {name: self.placed(tensor, workload) for name, tensor in batch.items()}
+
+    def placed(self, tensor: Tensor, workload: Workload) -> Tensor:
+        """Return an input on the workload's device, floating-point numbers in the dtype of the weights."""
+        weights = next((p.dtype for p in self.model.parameters()), getattr(torch, workload.dtype))
+        return tensor.to(workload.device, weights if tensor.is_floating_point() else tensor.dtype)
 
     def call(self, workload: Workload) -> Call:
         """Return what runs the workload once; its inputs are made here, not in the call."""
@@ -145,13 +146,8 @@ class OwnSubject(LiveSubject):
         """Return what runs the workload once."""
         torch.manual_seed(SEED)
         _, positional, named = make(self.architecture.name, int(workload.length), workload.batch_size)
-        weights = next((p.dtype for p in self.model.parameters()), getattr(torch, workload.dtype))
-
-        def placed(tensor: Tensor) -> Tensor:
-            return tensor.to(workload.device, weights if tensor.is_floating_point() else tensor.dtype)
-
-        named = {name: placed(tensor) for name, tensor in named.items()}
-        return Call(self.model, named, workload, tuple(map(placed, positional)))
+        named = {name: self.placed(tensor, workload) for name, tensor in named.items()}
+        return Call(self.model, named, workload, tuple(self.placed(tensor, workload) for tensor in positional))
 
 
 def make_config(workload: Workload) -> transformers.PretrainedConfig:

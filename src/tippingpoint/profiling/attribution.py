@@ -37,6 +37,7 @@ from tippingpoint.models.components import (
     is_part,
     label_of,
 )
+from tippingpoint.profiling.traffic import storage_id
 from tippingpoint.stages import FUSED, SCORES, SOFTMAX, WEIGHTED, watched
 
 # Products of an attention that has no softmax, or several: which is which cannot be told from outside.
@@ -132,7 +133,7 @@ class Attribution:
             layers = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
             closed = {inner for layer in layers for inner in layer.modules()}
             self._labels = {module: label for module, label in self._labels.items() if module not in closed}
-        self._weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        self._weights = {storage_id(parameter) for parameter in model.parameters()}
         self._now = now or _no_clock
         # Seconds that hooks and steps took so far.
         self.own_s = 0.0
@@ -275,7 +276,7 @@ class Attribution:
         return source._replace(part=part)
 
     def _is_weight(self, value: Any) -> bool:
-        return isinstance(value, Tensor) and value.untyped_storage()._cdata in self._weights
+        return isinstance(value, Tensor) and storage_id(value) in self._weights
 
     def _is_cast(self, value: Any) -> bool:
         """Whether a matrix may be what mixed precision made of a weight: one of that shape, or its transpose."""

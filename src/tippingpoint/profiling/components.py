@@ -6,8 +6,8 @@ time     plain call | clocked call     clocked call | plain call     ...   until
 A clocked call runs under a dispatch mode that reads the clock before and after each operator, below the modules and
 without synchronising anything. What Python does between operators is seen too, and is made larger by watching: the
 mode and the hooks read the clock themselves, in the caches as they are, and what they cannot see is measured on
-operators that do next to nothing. On CUDA operators return before their kernels have
-run: there each one gets a range of PyTorch's profiler, and its time is that of the kernels that it launched.
+operators that do next to nothing. On CUDA operators return before their kernels have run: there each one gets a range
+of PyTorch's profiler, and its time is that of the kernels that it launched.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from tippingpoint.models.components import Patterns
 from tippingpoint.profiling.attribution import WHOLE_LAYER, Attribution, Part, Spot
 from tippingpoint.profiling.device import Device
 from tippingpoint.profiling.flops import LeafOperators, Work, count_flops, count_work
+from tippingpoint.profiling.traffic import storage_id
 
 FEWEST_ROUNDS = 6
 MOST_ROUNDS = 40
@@ -137,12 +138,10 @@ class _Storages:
         """Note what an operator returned that it was not given."""
         known = {_place(value) for value in tree_leaves(given)}
         for tensor in tree_leaves(result):
-            if not isinstance(tensor, Tensor) or tensor.layout is not torch.strided:
+            place = _place(tensor)
+            if place is None or place in self._alive or place in known:
                 continue
             storage = tensor.untyped_storage()
-            place = storage._cdata
-            if place in self._alive or place in known:
-                continue
             number = len(self._spots)
             self._spots.append(spot)
             self._alive[place] = number
@@ -183,7 +182,7 @@ class _Storages:
 def _place(value: Any) -> int | None:
     if not isinstance(value, Tensor) or value.layout is not torch.strided:
         return None
-    return value.untyped_storage()._cdata
+    return storage_id(value)
 
 
 class _Clock(LeafOperators):

@@ -57,8 +57,8 @@ def accessed_bytes(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, An
     returned = _tensors(result)
     if any(tensor.layout is not torch.strided for tensor in (*read, *written, *returned)):
         return None
-    given = {_storage(tensor) for tensor in (*read, *written)}
-    made = [tensor for tensor in returned if _storage(tensor) not in given]
+    given = {storage_id(tensor) for tensor in (*read, *written)}
+    made = [tensor for tensor in returned if storage_id(tensor) not in given]
     # A view makes nothing, nor does a question about a shape; a question about values reads them.
     idle = not written and not made and torch.Tag.data_dependent_output not in operator.tags
     if idle or torch.Tag.inplace_view in operator.tags:
@@ -98,6 +98,6 @@ def _tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_id(tensor: Tensor) -> int:
     """Identify what a tensor lives in; unlike an address, also where nothing is allocated."""
     return tensor.untyped_storage()._cdata

@@ -17,12 +17,13 @@ from tippingpoint.models.catalog import architecture_of
 from tippingpoint.models.components import (
     ATTENTION,
     CONVOLUTION,
-    FEED_FORWARD,
+    GROUPS,
     HEAD,
     INPUT,
     LOSS,
     NORMS,
     OPTIMIZER,
+    OTHER,
     OUTPUT_PROJECTION,
     PROJECTIONS,
     RESAMPLING,
@@ -356,10 +357,13 @@ def _unit(found: Breakdown) -> str:
 
 
 def _setting(found: Breakdown) -> str:
+    return f"{found.workload.phase}, {_where(found)}"
+
+
+def _where(found: Breakdown) -> str:
     workload = found.workload
     threads = "" if workload.threads is None or workload.device != "cpu" else f", {workload.threads} threads"
-    where = f"{workload.device} {workload.dtype}{threads}"
-    return f"{workload.phase}, {where}, {workload.shape}, batch {workload.batch_size}"
+    return f"{workload.device} {workload.dtype}{threads}, {workload.shape}, batch {workload.batch_size}"
 
 
 def _title(found: Breakdown) -> str:
@@ -391,7 +395,6 @@ _COLORS = {
 _OWN_STEPS = ("#807dba", "#cc79a7", "#54278f", "#bcbddc", "#dd1c77", "#9e9ac8")
 _INPUTS = ("#969696", "#bdbdbd", "#737373", "#d9d9d9")
 _OTHERS = ("#8c6d31", "#bd9e39", "#e7ba52")
-_STACK = (INPUT, ATTENTION, CONVOLUTION, FEED_FORWARD, NORMS, RESAMPLING, HEAD, LOSS, OPTIMIZER)
 
 
 def breakdown_chart(found: Sequence[Breakdown]) -> alt.HConcatChart:
@@ -448,11 +451,9 @@ def breakdown_chart(found: Sequence[Breakdown]) -> alt.HConcatChart:
             tooltip=tip,
         )
         columns.append(alt.VConcatChart(vconcat=[absolute, share, _bound(found, subject, labels, first)], spacing=12))
-    workload = found[0].workload
-    threads = "" if workload.threads is None or workload.device != "cpu" else f", {workload.threads} threads"
     title = alt.TitleParams(
-        f"Where the time goes in {workload.phase}",
-        subtitle=[f"{workload.device} {workload.dtype}{threads}, {workload.shape}, batch {workload.batch_size}"],
+        f"Where the time goes in {found[0].workload.phase}",
+        subtitle=[_where(found[0])],
     )
     return themed(alt.HConcatChart(hconcat=columns, spacing=18, title=title))
 
@@ -530,7 +531,7 @@ def _records(found: Sequence[Breakdown]) -> tuple[list[Record], list[tuple[str, 
 
 def _place(group: str) -> int:
     """Return where a group stands in a stack."""
-    return _STACK.index(group) if group in _STACK else len(_STACK)
+    return GROUPS.index(group if group in GROUPS else OTHER)
 
 
 def _named_in_figure(group: str, name: str, twice: bool) -> str:
