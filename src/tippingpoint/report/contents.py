@@ -55,7 +55,7 @@ class Setting:
 
     @property
     def phase(self) -> str:
-        """ "inference" or "training"."""
+        """Inference or training."""
         return self.workload.phase
 
     @property
@@ -404,11 +404,13 @@ def _curve(race: Race, subject: Subject, metric: str) -> Curve | None:
     if metric == "flops":
         rows = [(length, (m.flops.total,) * 3) for length, m in sorted(at.items()) if m.flops]
     else:
-        found = cost_curve(mine, subject, metric=metric, phase=race.phase, batch_size=race.batch_size)
+        size = race.batch_size
+        found = cost_curve(mine, subject, metric=metric, phase=race.phase, batch_size=lambda length: size)
         if found is None:
             return None
         costs = np.exp(found.log_costs)
-        values = 1 / costs if metric == "throughput" else costs
+        # Costs are those of one sequence; a latency is that of the batch.
+        values = {"latency": size * costs, "throughput": 1 / costs, "peak_memory": costs}[metric]
         rows = list(zip(found.lengths, np.percentile(values, [2.5, 50, 97.5], axis=0).T.tolist(), strict=True))
     points = tuple(
         CurvePoint(
