@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from breakdowns import encoder
 from synthetic import ENVIRONMENT, failure, measurement
 from tippingpoint import store as store_module
 from tippingpoint.errors import AnswerError, StoreError, TippingPointError
@@ -622,7 +623,7 @@ def test_a_store_says_what_it_holds(filled):
     assert "could not be read" in repr(store)
 
 
-SCHEMA_1 = TESTS / "stores/schema_1.sqlite"
+SCHEMA_1, SCHEMA_2 = (TESTS / f"stores/schema_{version}.sqlite" for version in (1, 2))
 
 
 @pytest.fixture
@@ -672,7 +673,7 @@ def test_a_store_is_migrated_once_and_is_whole_afterwards(of_schema_1):
     assert integrity(of_schema_1) == "ok"
     database = sqlite3.connect(of_schema_1)
     try:
-        assert database.execute("PRAGMA user_version").fetchone()[0] == 2
+        assert database.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION
     finally:
         database.close()
 
@@ -706,3 +707,118 @@ def test_samples_keep_their_process_their_conditions_and_whether_they_were_repea
     with Store(path) as store:
         store.add([kept])
         assert store.outcomes() == [kept]
+
+
+def test_a_store_of_the_second_schema_keeps_what_it_held_and_takes_breakdowns(path):
+    database = sqlite3.connect(SCHEMA_2)
+    try:
+        assert database.execute("PRAGMA user_version").fetchone()[0] == 2
+        kept = [json.loads(text) for (text,) in database.execute("SELECT record FROM outcomes ORDER BY id")]
+    finally:
+        database.close()
+    shutil.copy(SCHEMA_2, path)
+    with Store(path) as store:
+        found = store.outcomes()
+        assert [session.label for session in store.sessions()] == ["kept", "kept", ""]
+        assert store.breakdowns() == []
+        store.add_breakdowns([encoder()])
+        assert store.outcomes() == found
+    assert len(found) == len(kept) == 5
+    for outcome, record in zip(found, kept, strict=True):
+        assert (str(outcome.workload.subject), outcome.session) == (record["workload"]["subject"], record["session"])
+        if isinstance(outcome, Measurement):
+            assert [sample.seconds for sample in outcome.samples] == [each["seconds"] for each in record["samples"]]
+    assert isinstance(found[-1], Failure)
+    with Store(path) as store:
+        assert store.breakdowns() == [encoder()]
+    assert integrity(path) == "ok"
+
+
+@pytest.mark.parametrize("older", [SCHEMA_1, SCHEMA_2])
+def test_a_migrated_file_has_the_tables_of_a_new_one(path, older):
+    def tables(file: Path) -> dict[str, list[tuple[str, str]]]:
+        database = sqlite3.connect(file)
+        try:
+            names = [name for (name,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+            return {
+                name: database.execute(f"SELECT name, type FROM pragma_table_info('{name}')").fetchall()
+                for name in names
+            }
+        finally:
+            database.close()
+
+    new = path.with_name("new.sqlite")
+    shutil.copy(older, path)
+    for file in (path, new):
+        Store(file).close()
+    assert tables(path) == tables(new)
+    assert "breakdowns" in tables(new)
+
+
+def test_breakdowns_come_back_as_they_were(path):
+    memory = Memory(peak_bytes=10**9, weights_bytes=10**8, method="resident")
+    added = [
+        encoder(),
+        encoder("bert@local:window=4", 1024, training=True, notes=("a <note>",), memory=memory),
+        encoder("hubert", 2.5, batch_size=4),
+    ]
+    with Store(path) as store:
+        store.add_breakdowns(added, label="before")
+        assert store.outcomes() == []
+    with Store(path) as store:
+        assert store.breakdowns() == added
+        for found, given in zip(store.breakdowns(), added, strict=True):
+            assert found.rows(by_layer=True) == given.rows(by_layer=True)
+            assert str(found) == str(given)
+
+
+def test_the_latest_breakdown_of_a_workload_wins_unless_environment_or_label_differ(path):
+    elsewhere = replace(ENVIRONMENT, torch="2.12.0")
+    first, second = encoder(), encoder(scale=2.0)
+    assert first.workload == second.workload
+    with Store(path) as store:
+        store.add_breakdowns([first, encoder(length=1024)])
+        store.add_breakdowns([encoder(environment=elsewhere)])
+        store.add_breakdowns([second])
+        store.add_breakdowns([first], label="after")
+        assert store.breakdowns() == [encoder(length=1024), encoder(environment=elsewhere), second, first]
+        assert store.breakdowns(environment=elsewhere.fingerprint) == [encoder(environment=elsewhere)]
+        assert store.breakdowns(label="after") == [first]
+        assert store.breakdowns(environment="none such") == []
+
+
+def test_a_breakdown_that_failed_later_hides_none(path):
+    with Store(path) as store:
+        store.add_breakdowns([encoder(), failure("bert", 512)])
+        assert store.breakdowns() == [encoder()]
+    database = sqlite3.connect(path)
+    try:
+        statuses = [status for (status,) in database.execute("SELECT status FROM breakdowns")]
+    finally:
+        database.close()
+    assert statuses == ["ok", "out_of_memory"]
+
+
+def test_an_error_among_breakdowns_writes_none_of_them(path):
+    def found() -> Iterator[Any]:
+        yield encoder()
+        raise RuntimeError("measuring broke")
+
+    with Store(path) as store:
+        with pytest.raises(RuntimeError, match="measuring broke"):
+            store.add_breakdowns(cast(Any, found()))
+        assert store.breakdowns() == []
+
+
+def test_a_breakdown_that_cannot_be_read_is_one_clear_error(path):
+    with Store(path) as store:
+        store.add_breakdowns([encoder()])
+        store._db.execute("UPDATE breakdowns SET record = '{\"components\": 3}'")
+        assert "it is damaged; keep a copy and start a new one" in complaint(store.breakdowns)
+        assert store.outcomes() == []
+
+
+def test_a_store_says_how_many_breakdowns_it_holds(path):
+    with Store(path) as store:
+        store.add_breakdowns([encoder()])
+        assert repr(store).endswith("of no subject yet, and 1 breakdown)")

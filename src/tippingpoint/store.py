@@ -6,6 +6,7 @@ most the session it was in. Environments are stored once each.
 Schema history
     1   sessions, environments, outcomes
     2   sessions have a label; a measurement has warm-ups of several processes; fingerprints leave defaults out
+    3   breakdowns
 """
 
 from __future__ import annotations
@@ -19,17 +20,32 @@ from datetime import UTC, datetime
 from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from tippingpoint.analysis.breakdown import Breakdown
 from tippingpoint.errors import AnswerError, StoreError
 from tippingpoint.measurement import Environment, Failure, Measurement, Outcome
+from tippingpoint.units import format_items
+from tippingpoint.workload import Workload
 
-SCHEMA_VERSION = 2
+_Record = TypeVar("_Record", Measurement | Failure, Breakdown)
+
+SCHEMA_VERSION = 3
 # "tipp": tells our files from other programs' SQLite files
 _APPLICATION_ID = 0x74697070
 
 _DAMAGED = "it is damaged; keep a copy and start a new one"
 
+_BREAKDOWNS = """
+CREATE TABLE breakdowns (
+    id INTEGER PRIMARY KEY,
+    environment TEXT NOT NULL REFERENCES environments(fingerprint),
+    label TEXT NOT NULL,
+    measured_at TEXT NOT NULL,
+    status TEXT NOT NULL,
+    record TEXT NOT NULL
+);
+"""
 _SCHEMA = f"""
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
@@ -52,6 +68,7 @@ CREATE TABLE outcomes (
     record TEXT NOT NULL
 );
 CREATE INDEX outcomes_by_session ON outcomes(session);
+{_BREAKDOWNS}
 """
 
 
@@ -178,22 +195,38 @@ class Store:
             StoreError: If it cannot be written; the file is left as it was.
         """
         with self._explained("written"), self._transaction():
-            moment = datetime.now(UTC).isoformat(timespec="seconds")
             cursor = self._db.execute(
                 "INSERT INTO sessions (study, measured_at, seconds, label) VALUES (?, ?, ?, ?)",
-                (study, moment, seconds, label),
+                (study, _now(), seconds, label),
             )
             for outcome in outcomes:
-                fingerprint = outcome.environment.fingerprint
-                self._db.execute(
-                    "INSERT OR IGNORE INTO environments VALUES (?, ?)",
-                    (fingerprint, json.dumps(asdict(outcome.environment))),
-                )
-                status, record = _dump(outcome)
                 self._db.execute(
                     "INSERT INTO outcomes (session, environment, status, record) VALUES (?, ?, ?, ?)",
-                    (cursor.lastrowid, fingerprint, status, record),
+                    (cursor.lastrowid, self._add_environment(outcome.environment), *_dump(outcome)),
                 )
+
+    def add_breakdowns(self, found: Sequence[Breakdown | Failure], *, label: str = "") -> None:
+        """Write breakdowns, all of them or none; nothing that was there before is thrown away.
+
+        Args:
+            found: What was broken down, and what could not be.
+            label: What the person calls the run.
+
+        Raises:
+            StoreError: If it cannot be written; the file is left as it was.
+        """
+        with self._explained("written"), self._transaction():
+            for each in found:
+                self._db.execute(
+                    "INSERT INTO breakdowns (environment, label, measured_at, status, record) VALUES (?, ?, ?, ?, ?)",
+                    (self._add_environment(each.environment), label, _now(), *_dump(each)),
+                )
+
+    def _add_environment(self, environment: Environment) -> str:
+        """Write an environment if it is not there yet, within a transaction; return its fingerprint."""
+        record = json.dumps(asdict(environment))
+        self._db.execute("INSERT OR IGNORE INTO environments VALUES (?, ?)", (environment.fingerprint, record))
+        return environment.fingerprint
 
     @contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
@@ -217,16 +250,14 @@ class Store:
             StoreError: If the file is damaged.
         """
         with self._explained("read"):
-            environments = {
-                fingerprint: _load_environment(record)
-                for fingerprint, record in self._db.execute("SELECT fingerprint, record FROM environments")
-            }
+            environments = self._environments()
             outcomes: dict[int, list[Outcome]] = {}
             for session, fingerprint, status, record in self._db.execute(
                 "SELECT session, environment, status, record FROM outcomes ORDER BY id"
             ):
                 if environment in (None, fingerprint):
-                    outcome = _load(status, record, environments.get(fingerprint))
+                    kind = Measurement if status == "ok" else Failure
+                    outcome = _load(kind, record, environments.get(fingerprint))
                     outcomes.setdefault(session, []).append(outcome)
             rows = self._db.execute(
                 "SELECT id, study, label, measured_at, seconds FROM sessions ORDER BY id"
@@ -236,6 +267,36 @@ class Store:
             for number, study, label, moment, seconds in rows
             if number in outcomes
         ]
+
+    def breakdowns(self, *, environment: str | None = None, label: str | None = None) -> list[Breakdown]:
+        """Return the latest breakdown of each workload in each environment under each label, oldest first.
+
+        One that failed later does not hide it.
+
+        Args:
+            environment: Only those of the environment with this fingerprint.
+            label: Only those of runs that were called so.
+
+        Raises:
+            StoreError: If the file is damaged.
+        """
+        latest: dict[tuple[Workload, str, str], Breakdown] = {}
+        with self._explained("read"):
+            environments = self._environments()
+            for fingerprint, name, record in self._db.execute(
+                "SELECT environment, label, record FROM breakdowns WHERE status = 'ok' ORDER BY id"
+            ):
+                if environment in (None, fingerprint) and label in (None, name):
+                    found = _load(Breakdown, record, environments.get(fingerprint))
+                    key = (found.workload, fingerprint, name)
+                    latest.pop(key, None)
+                    latest[key] = found
+        return list(latest.values())
+
+    def _environments(self) -> dict[str, Environment]:
+        """Return every environment that is written down, by fingerprint."""
+        rows = self._db.execute("SELECT fingerprint, record FROM environments")
+        return {fingerprint: _load_environment(record) for fingerprint, record in rows}
 
     def outcomes(self, *, environment: str | None = None) -> list[Outcome]:
         """Return every measurement and failure, oldest first; see `sessions`."""
@@ -281,14 +342,15 @@ class Store:
 
     def __repr__(self) -> str:
         try:
-            outcomes = self.outcomes()
+            outcomes, breakdowns = self.outcomes(), len(self.breakdowns())
         except StoreError as error:
             return f"Store({str(self.path)!r}: {error})"
         failed = sum(isinstance(outcome, Failure) for outcome in outcomes)
         subjects = sorted({str(outcome.workload.subject) for outcome in outcomes})
+        parts = f", and {format_items(breakdowns, 'breakdown')}" if breakdowns else ""
         return (
             f"Store({str(self.path)!r}: {len(outcomes) - failed} measurements and {failed} failures of "
-            f"{', '.join(subjects) or 'no subject yet'})"
+            f"{', '.join(subjects) or 'no subject yet'}{parts})"
         )
 
 
@@ -317,8 +379,13 @@ def _adapter(kind: type) -> Any:
     return TypeAdapter(kind)
 
 
-def _dump(outcome: Outcome) -> tuple[str, str]:
-    status = "ok" if isinstance(outcome, Measurement) else outcome.kind
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _dump(outcome: Outcome | Breakdown) -> tuple[str, str]:
+    """Return the status of an outcome, and what is written of it beside its environment."""
+    status = outcome.kind if isinstance(outcome, Failure) else "ok"
     record = _adapter(type(outcome)).dump_json(outcome, exclude={"environment"})
     return status, record.decode()
 
@@ -327,12 +394,12 @@ class _UnreadableError(Exception):
     """A record is not what this version wrote."""
 
 
-def _load(status: str, record: str, environment: Environment | None) -> Outcome:
+def _load(kind: type[_Record], record: str, environment: Environment | None) -> _Record:
     if environment is None:
         raise _UnreadableError
     try:
         fields = {**json.loads(record), "environment": environment}
-        return _adapter(Measurement if status == "ok" else Failure).validate_python(fields)
+        return _adapter(kind).validate_python(fields)
     except (ValueError, TypeError) as error:
         raise _UnreadableError from error
 
@@ -358,8 +425,12 @@ def _to_schema_2(db: sqlite3.Connection) -> None:
             db.execute("DELETE FROM environments WHERE fingerprint = ?", (old,))
 
 
+def _to_schema_3(db: sqlite3.Connection) -> None:
+    db.execute(_BREAKDOWNS)
+
+
 # By the version they start from.
-_MIGRATIONS = {1: _to_schema_2}
+_MIGRATIONS = {1: _to_schema_2, 2: _to_schema_3}
 
 
 def _row(session: StoredSession, outcome: Outcome) -> dict[str, Any]:

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from synthetic import measurement
 from tippingpoint.cli.options import ladder
 from tippingpoint.errors import InputError
+from tippingpoint.report.records import plain
+from tippingpoint.store import Store
 from tippingpoint.workload import Subject
 
 QUICK = ("--size", "tiny", "--budget", "0.2s", "--threads", "1")
@@ -76,6 +79,46 @@ def test_names_of_ones_own_come_from_a_file(run, tmp_path: Path):
     code, out, err = run("breakdown", "bert", "--lengths", "32", *QUICK, "--components", str(names))
     assert code == 0, err
     assert "my part" in out
+
+
+def test_breakdowns_are_kept_in_a_store_which_says_how_many_it_holds(run, tmp_path: Path):
+    store = tmp_path / "parts.sqlite"
+    keep = ("--store", str(store), "--label", "before", "--unfused", "--json")
+    code, out, err = run("breakdown", "bert", "--lengths", "32", *QUICK, *keep)
+    assert code == 0, err
+    with Store(store) as opened:
+        found = opened.breakdowns(label="before")
+        assert plain(found[:1]) == json.loads(out)
+        assert [str(each.workload.subject) for each in found] == ["bert", "bert@eager"]
+        code, _, err = run("show", str(store))
+        assert code == 1
+        assert "parts.sqlite: 2 breakdowns of bert, bert@eager, and no measurements; measure something first" in err
+        opened.add([measurement("bert", 32, 0.1)])
+    _, out, _ = run("show", str(store))
+    assert "parts.sqlite: 2 breakdowns of bert, bert@eager\n" in out
+    _, out, _ = run("show", str(store), "--json")
+    assert json.loads(out)["breakdowns"] == 2
+
+
+def test_a_store_that_cannot_be_is_said_before_anything_is_measured(run):
+    code, out, err = run("breakdown", "bert", "--lengths", "32", *QUICK, "--store", "no_such_folder/a.sqlite")
+    assert (code, out) == (1, "")
+    assert err == "error: the folder no_such_folder of the store a.sqlite does not exist\n"
+
+
+def test_a_study_keeps_its_breakdowns_beside_its_measurements(run, tmp_path: Path):
+    study, store = tmp_path / "study.yaml", tmp_path / "s.sqlite"
+    study.write_text(
+        "name: small\nmodality: text\nbaselines: [bert]\nvariants: ['bert@local:window=4']\nlengths: [16, 32]\n"
+        "phases: [inference]\nmetrics: [latency]\nsize: tiny\nthreads: 1\nbudget: 2s\n"
+    )
+    code, out, err = run("study", str(study), "--breakdown", "--json", "--store", str(store), "--label", "before")
+    assert code == 0, err
+    assert json.loads(out)["study"]["name"] == "small"
+    with Store(store) as opened:
+        kept = opened.breakdowns(label="before")
+        assert opened.outcomes()
+    assert [str(each.workload.subject) for each in kept] == ["bert", "bert@local:window=4"]
 
 
 def test_a_trace_is_written(run, tmp_path: Path):

@@ -13,6 +13,7 @@ from tippingpoint.cli.options import (
     Device,
     Dtype,
     Json,
+    Label,
     Layers,
     Size,
     Threads,
@@ -56,6 +57,8 @@ def command(
     layers: Layers = None,
     width: Width = None,
     budget: Budget = "10s",
+    store: Annotated[Path | None, typer.Option(help="Also keep the breakdowns in this file.")] = None,
+    label: Label = "",
     json: Json = False,
 ) -> None:
     """Break calls down into parts: embedding, projections, QK^T, softmax, feed-forward, norms and the rest.
@@ -72,6 +75,7 @@ def command(
     from tippingpoint.profiling.session import resolve_workload
     from tippingpoint.report.breakdown import METRICS, breakdown_lines, breakdown_tables, draw, split_fused
     from tippingpoint.report.figures import check_path
+    from tippingpoint.store import open_store
     from tippingpoint.study.files import load_components
     from tippingpoint.units import parse_duration
     from tippingpoint.workload import PHASES, Subject, Workload
@@ -109,16 +113,19 @@ def command(
         raise InputError("a trace is of one call: name one subject, one length and one phase")
 
     outcomes, splits = [], {}
-    for workload in asked:
-        outcome = breakdown(workload, patterns=patterns, budget_s=seconds, trace=trace, progress=progress)
-        outcomes.append(outcome)
-        if unfused and not isinstance(outcome, Failure):
-            eager = resolve_workload(workload.replace(subject=Subject.parse(f"{workload.subject}@eager")))
-            step_by_step = breakdown(eager, patterns=patterns, budget_s=seconds, progress=progress)
-            if isinstance(step_by_step, Failure):
-                outcomes.append(step_by_step)
-            else:
-                splits[outcome.workload] = split_fused(outcome, step_by_step)
+    with open_store(store) as opened:
+        for workload in asked:
+            outcome = breakdown(workload, patterns=patterns, budget_s=seconds, trace=trace, progress=progress)
+            opened.add_breakdowns([outcome], label=label)
+            outcomes.append(outcome)
+            if unfused and not isinstance(outcome, Failure):
+                eager = resolve_workload(workload.replace(subject=Subject.parse(f"{workload.subject}@eager")))
+                step_by_step = breakdown(eager, patterns=patterns, budget_s=seconds, progress=progress)
+                opened.add_breakdowns([step_by_step], label=label)
+                if isinstance(step_by_step, Failure):
+                    outcomes.append(step_by_step)
+                else:
+                    splits[outcome.workload] = split_fused(outcome, step_by_step)
     found = [outcome for outcome in outcomes if not isinstance(outcome, Failure)]
     if json:
         show_json(outcomes)

@@ -54,10 +54,17 @@ def command(
     """
     from tippingpoint.analysis.selection import STATUSES, Selection
     from tippingpoint.cli.output import show, show_csv, show_json
-    from tippingpoint.errors import InputError
+    from tippingpoint.errors import AnswerError, InputError
     from tippingpoint.report.figures import check_path
     from tippingpoint.report.speed_up import race_record, race_tables, races_by_label
-    from tippingpoint.report.stored import detail_blocks, header_lines, outcome_tables, stored_record, warning_lines
+    from tippingpoint.report.stored import (
+        breakdowns_line,
+        detail_blocks,
+        header_lines,
+        outcome_tables,
+        stored_record,
+        warning_lines,
+    )
     from tippingpoint.store import Store
     from tippingpoint.workload import DTYPES, PHASES, check_choice
 
@@ -79,7 +86,10 @@ def command(
         doubtful=warnings,
     )
     with Store(store, create=False) as opened:
-        held = opened.sessions()
+        held, breakdowns = opened.sessions(), opened.breakdowns()
+    parts = [breakdowns_line(str(store), breakdowns)] if breakdowns else []
+    if parts and not held:
+        raise AnswerError(f"{parts[0]}, and no measurements; measure something first")
     chosen = selection.of(held, str(store))
     if figure:
         _draw_speed_ups(chosen, figure)
@@ -91,12 +101,12 @@ def command(
             show(*race_tables(found))
         return
     if json:
-        show_json(stored_record(str(store), chosen))
+        show_json(stored_record(str(store), chosen, len(breakdowns)))
         return
     if csv:
         show_csv([row for session in chosen for row in session.rows()])
         return
-    show(*header_lines(str(store), held, chosen), *outcome_tables(chosen))
+    show(*header_lines(str(store), held, chosen), *parts, *outcome_tables(chosen))
     if warnings:
         show("", *(f"warning: {line}" for line in warning_lines(chosen)))
     if details:

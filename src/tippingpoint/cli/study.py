@@ -10,7 +10,10 @@ import typer
 from tippingpoint.cli.options import Affinity, Json, Label, StorePath, cores, names
 
 if TYPE_CHECKING:
+    from tippingpoint.analysis.breakdown import Breakdown
     from tippingpoint.analysis.winners import Race
+    from tippingpoint.measurement import Failure
+    from tippingpoint.store import Store
     from tippingpoint.study.run import StudyResult
     from tippingpoint.workload import Study
 
@@ -102,14 +105,16 @@ def command(
         check_path(figure)
     with Store(store) as opened:
         results = [run_study(each, opened, label=label, progress=progress) for each in studies]
-    if json:
-        show_json(results[0] if len(results) == 1 else results)
-    else:
-        for result in results:
-            _show(result, store)
+        if not json:
+            for result in results:
+                _show(result, store)
         if breakdown or (breakdown is None and studies[0].name == REUSE):
             for result in results:
-                _show_breakdown(result)
+                found = _break_down(result, opened, label)
+                if not json:
+                    _show_breakdowns(found)
+    if json:
+        show_json(results[0] if len(results) == 1 else results)
     if figure:
         drawn = [metric_ for metric_ in ("latency", "peak_memory") if metric_ in studies[0].metrics]
         for file in draw([race for result in results for race in _races(result)], drawn, figure):
@@ -168,18 +173,19 @@ def _show(result: StudyResult, store: Path) -> None:
     show(f"results are in {store}")
 
 
-def _show_breakdown(result: StudyResult) -> None:
-    """Print the parts of every subject beside each other, at the longest length that all were measured at."""
-    from tippingpoint.analysis.breakdown import Breakdown
-    from tippingpoint.cli.output import progress, show
+def _break_down(result: StudyResult, store: Store, label: str) -> list[Breakdown | Failure]:
+    """Break every subject down at the longest length that all were measured at, and keep what is found.
+
+    Where that is not possible, say why.
+    """
+    from tippingpoint.cli.output import progress
     from tippingpoint.measurement import Measurement
     from tippingpoint.profiling.breakdown import breakdown
-    from tippingpoint.report.breakdown import breakdown_lines, subjects_table
 
     study, phase = result.study, result.study.phases[0]
     if study.compiled:
-        show("note: compiled models have no parts to tell apart, so nothing is broken down")
-        return
+        progress("note: compiled models have no parts to tell apart, so nothing is broken down")
+        return []
     measured = [
         {
             outcome.workload.length
@@ -191,10 +197,22 @@ def _show_breakdown(result: StudyResult) -> None:
     ]
     shared = set.intersection(*measured)
     if not shared:
-        show("note: no length was measured with every subject, so none is broken down; try a larger --budget")
-        return
+        progress("note: no length was measured with every subject, so none is broken down; try a larger --budget")
+        return []
     workloads = [study.workload(subject, max(shared), phase) for subject in study.subjects]
-    outcomes = [breakdown(workload, budget_s=_BREAKDOWN_S, progress=progress) for workload in workloads]
+    found = []
+    for workload in workloads:
+        found.append(breakdown(workload, budget_s=_BREAKDOWN_S, progress=progress))
+        store.add_breakdowns(found[-1:], label=label)
+    return found
+
+
+def _show_breakdowns(outcomes: list[Breakdown | Failure]) -> None:
+    """Print the parts of subjects beside each other."""
+    from tippingpoint.analysis.breakdown import Breakdown
+    from tippingpoint.cli.output import show
+    from tippingpoint.report.breakdown import breakdown_lines, subjects_table
+
     found = [outcome for outcome in outcomes if isinstance(outcome, Breakdown)]
     if found:
         show("", subjects_table(found), "")

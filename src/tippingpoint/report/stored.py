@@ -9,6 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tippingpoint.analysis.breakdown import Breakdown
 from tippingpoint.analysis.changes import describe
 from tippingpoint.machine import Environment
 from tippingpoint.measurement import Failure, Measurement, Outcome, is_best_batch
@@ -50,6 +51,12 @@ def header_lines(name: str, held: Sequence[StoredSession], shown: Sequence[Store
         lines.append(f"{len(environments)} environments, never put together; they differ in")
         lines += [f"  {line}" for line in differences_lines(environments)]
     return lines
+
+
+def breakdowns_line(name: str, breakdowns: Sequence[Breakdown]) -> str:
+    """Return how many breakdowns a store holds, and of what."""
+    subjects = dict.fromkeys(str(each.workload.subject) for each in breakdowns)
+    return f"{name}: {format_items(len(breakdowns), 'breakdown')} of {', '.join(subjects)}"
 
 
 def environments_of(sessions: Iterable[StoredSession]) -> dict[str, Environment]:
@@ -162,8 +169,8 @@ def detail_blocks(sessions: Iterable[StoredSession]) -> list[str]:
     return blocks
 
 
-def stored_record(name: str, sessions: Sequence[StoredSession]) -> dict[str, Any]:
-    """Return outcomes with the run they belong to, for JSON."""
+def stored_record(name: str, sessions: Sequence[StoredSession], breakdowns: int) -> dict[str, Any]:
+    """Return outcomes with the run they belong to, and how many breakdowns there are beside them, for JSON."""
     return {
         "store": name,
         "environments": {key: plain(environment) for key, environment in environments_of(sessions).items()},
@@ -178,6 +185,7 @@ def stored_record(name: str, sessions: Sequence[StoredSession]) -> dict[str, Any
             for session in sessions
             for outcome in session.outcomes
         ],
+        "breakdowns": breakdowns,
     }
 
 
