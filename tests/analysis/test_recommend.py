@@ -24,10 +24,9 @@ COSTS = {
 
 
 def documents(*values: float, estimated: bool = False, skipped: tuple[Skipped, ...] = ()) -> LengthData:
-    return LengthData(
+    return LengthData.of(
+        values,
         modality="text",
-        unit="tokens",
-        values=tuple(float(value) for value in values),
         sources=("docs",),
         method="tokenizer",
         estimated=estimated,

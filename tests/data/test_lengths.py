@@ -1,11 +1,15 @@
 import json
+import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,17 +22,15 @@ lengths = st.lists(positive | st.integers(1, 50).map(float), min_size=1, max_siz
 percents = st.floats(0, 100) | st.decimals(0, 100, places=1).map(float)
 
 
-def make(values: list[float], unit: str = "seconds", skipped: tuple[Skipped, ...] = ()) -> LengthData:
+def make(values: list[float] | np.ndarray, unit: str = "seconds", skipped: tuple[Skipped, ...] = ()) -> LengthData:
     modality = {"seconds": "speech", "tokens": "text", "pixels": "vision"}[unit]
-    return LengthData(
-        modality=modality,
-        unit=unit,
-        values=tuple(values),
-        sources=("data",),
-        method="audio header",
-        estimated=False,
-        skipped=skipped,
+    return LengthData.of(
+        values, modality=modality, unit=unit, sources=("data",), method="audio header", skipped=skipped
     )
+
+
+def common(data: LengthData) -> dict[str, Any]:
+    return {"modality": data.modality, "sources": data.sources, "method": data.method}
 
 
 def write(folder: Path, *names: str) -> None:
@@ -111,14 +113,106 @@ def test_a_record_survives_json(values, skipped):
 
 def test_a_stored_record_without_a_field_names_it():
     stored = make([1.0]).to_dict()
-    del stored["values"]
-    with pytest.raises(DataError, match="a record of lengths needs the field 'values'"):
+    del stored["lengths"]
+    with pytest.raises(DataError, match="a record of lengths needs the field 'lengths'"):
         LengthData.from_dict(stored)
+
+
+def test_the_record_of_an_earlier_version_with_one_value_for_each_item_is_read():
+    stored = make([2.0, 1.0, 2.0]).to_dict()
+    for name in ("lengths", "counts", "population", "skipped_reasons"):
+        del stored[name]
+    assert LengthData.from_dict(stored | {"values": [2.0, 1.0, 2.0]}) == make([2.0, 1.0, 2.0])
+
+
+@given(values=lengths.filter(lambda values: max(values) < 1e300))
+def test_a_record_is_the_same_whatever_the_order_and_kind_of_the_values(values):
+    data = make(values)
+    assert data == make(values[::-1]) == LengthData.of(np.array(values), **common(data))
+    assert list(data.lengths) == sorted(set(values))
+    assert (data.count, data.mean) == (len(values), pytest.approx(math.fsum(v / len(values) for v in values)))
+
+
+@given(values=lengths, limit=positive.filter(lambda value: value < 1e300))
+def test_truncating_is_cutting_every_item(values, limit):
+    cut = make(values).truncated(limit)
+    expected = make([min(value, limit) for value in values])
+    assert (cut.lengths, cut.counts) == (expected.lengths, expected.counts)
+    assert cut.truncated(limit) is cut
+    longer = sum(value > limit for value in values)
+    assert ("cut to" in cut.method) == bool(longer)
+    assert not longer or f"; {longer} cut to" in cut.method
+
+
+def test_a_million_distinct_lengths_have_a_histogram_and_percentiles():
+    data = make(np.arange(1, 1_000_001) / 1000)
+    assert sum(count for _, _, count in data.histogram()) == data.count == 1_000_000
+    assert data.percentiles(50, 100) == [500.0, 1000.0]
+
+
+def test_a_sample_states_the_band_around_its_shares():
+    data = LengthData.of([1, 2, 3, 4] * 250, modality="text", population=4000)
+    assert data.sampling_error == pytest.approx(math.sqrt(math.log(40) / 2000))
+    assert "1,000 text items sampled of 4,000\n" in str(data)
+    assert "every share of items is within 4.3 percentage points of that of all 4,000 (95 %)" in str(data)
+    assert LengthData.from_dict(json.loads(json.dumps(data.to_dict()))) == data
+    assert make([1.0]).sampling_error == 0.0
+
+
+def test_the_band_holds_in_95_of_100_samples_at_least():
+    generator = np.random.default_rng(0)
+    everything = LengthData.of(generator.integers(1, 50, 2000), modality="text")
+    population = np.repeat(everything.lengths, everything.counts)
+    missed = 0
+    for _ in range(200):
+        sample = LengthData.of(generator.choice(population, 100, replace=False), modality="text", population=2000)
+        missed += any(
+            abs(sample.share_at_most(length) - everything.share_at_most(length)) > sample.sampling_error
+            for length in everything.lengths
+        )
+    assert missed <= 10
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lengths": (2.0, 1.0), "counts": (1, 1)}, "distinct and growing"),
+        ({"lengths": (1.0, 1.0), "counts": (1, 1)}, "distinct and growing"),
+        ({"counts": ()}, "every length needs a count of at least 1, got 0 counts of 1 lengths"),
+        ({"counts": (0,)}, "every length needs a count"),
+        ({"counts": (1.5,)}, "every length needs a count"),
+        ({"population": 2}, "3 items cannot be a sample of 2"),
+    ],
+)
+def test_numbers_that_contradict_one_another_are_refused(change, message):
+    data = make([1.0, 1.0, 1.0])
+    with pytest.raises(InputError, match=message):
+        replace(data, **change)
+
+
+def test_of_more_skipped_items_than_are_named_the_count_stays():
+    skipped = tuple(Skipped(f"{n}.wav", f"no readable image header: {n}") for n in range(1500))
+    data = make([1.0], skipped=skipped)
+    assert (len(data.skipped), data.skipped_count) == (1000, 1500)
+    assert data.skipped_reasons == (("no readable image header", 1500),)
+    assert str(data).splitlines()[-1].startswith("1,500 skipped: 0.wav (")
+    assert str(data).endswith("and 1,497 more")
+
+
+def test_the_kind_of_a_reason_leaves_out_what_only_one_item_says():
+    reasons = {
+        "not UTF-8 at byte 12": "not UTF-8",
+        "'note: x' is empty": "the column is empty",
+        "invalid JSON: Expecting value": "invalid JSON",
+        "unreadable Parquet after row 5: /home/me/a": "unreadable Parquet",
+        "empty file": "empty file",
+    }
+    assert {reason: Skipped("a", reason).kind for reason in reasons} == reasons
 
 
 def test_a_stored_record_with_a_field_of_the_wrong_kind_is_refused():
     with pytest.raises(DataError, match="a record of lengths is malformed: could not convert"):
-        LengthData.from_dict(make([1.0]).to_dict() | {"values": ["long"]})
+        LengthData.from_dict(make([1.0]).to_dict() | {"lengths": ["long"]})
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])

@@ -65,13 +65,11 @@ def answer_of(outcomes: list[Outcome]) -> Recommendation:
 
 
 def lengths_of(*values: float) -> LengthData:
-    return LengthData(
+    return LengthData.of(
+        values,
         modality="text",
-        unit="tokens",
-        values=tuple(map(float, values)),
         sources=("docs",),
         method="tokenizer",
-        estimated=False,
         skipped=(Skipped("broken.csv:3", "no text"),),
     )
 

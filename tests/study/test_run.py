@@ -245,9 +245,7 @@ def test_a_recommendation_from_a_missing_store_without_measuring_is_one_clear_er
     assert not path.exists()
 
 
-SPEECH = LengthData(
-    modality="speech", unit="seconds", values=(1.0,), sources=(), method="audio header", estimated=False
-)
+SPEECH = LengthData.of([1.0], modality="speech")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -206,13 +207,13 @@ def recommend_from(
         )
     # The answer speaks of lengths that the best-covered candidates share; who ends earlier is left out.
     reach = max(found.reach for found in curves.values())
-    covered = [length for length in data.values if length <= reach]
+    covered = bisect.bisect_right(data.lengths, reach)
     if not covered:
         raise AnswerError(
             f"every item is longer than the longest measured length {format_length(reach, data.unit)}; the "
             f"shortest is {format_length(data.minimum, data.unit)}: measure longer, or cut with --max-length"
         )
-    lengths, counts = np.unique(covered, return_counts=True)
+    lengths, counts = np.asarray(data.lengths[:covered]), np.asarray(data.counts[:covered])
     weights = counts / counts.sum()
     position_95 = int(np.searchsorted(np.cumsum(weights), _LATENCY_PERCENTILE / 100 - 1e-12))
 
@@ -262,7 +263,7 @@ def recommend_from(
         )
         for variant in variants
     )
-    share = len(covered) / data.count
+    share = data.share_at_most(reach)
     return Recommendation(
         choice=choice.subject,
         baseline=baselines[0],
@@ -377,8 +378,9 @@ def _notes(data: LengthData, share: float, reach: float, points: Sequence[Tippin
         )
     if data.estimated:
         notes.append("lengths are estimates; --tokenizer counts them")
-    if data.skipped:
-        notes.append(f"left out because it could not be read: {len(data.skipped)} of the items")
+    notes += data.notes()
+    if data.skipped_count:
+        notes.append(f"left out because it could not be read: {data.skipped_count:,} of the items")
     notes += [f"{point.variant}: {point.answer}" for point in points if point.verdict == "undecided"]
     notes.append("quality is not measured here: an approximation may cost accuracy")
     return tuple(notes)

@@ -59,6 +59,6 @@ def read(
     data = read_lengths([Path(path) for path in paths], modality, column=column, tokenizer=tokenizer)
     for skipped in data.skipped[:10]:
         progress(f"warning: left out {skipped}")
-    if len(data.skipped) > 10:
-        progress(f"warning: left out {len(data.skipped) - 10} more")
+    if data.skipped_count > 10:
+        progress(f"warning: left out {data.skipped_count - 10:,} more")
     return data if max_length is None else data.truncated(max_length)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from tippingpoint.data.lengths import Skipped
+from tippingpoint.data.skipped import Skipped
 
 if TYPE_CHECKING:
     import numpy as np
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-METHOD = "audio header: number of frames divided by the sample rate"
+METHOD = "audio header: number of frames divided by the sample rate, to the millisecond"
+
+# Rounded to this, so that distinct durations stay few; the shortest is one of them.
+_SHORTEST_S = 0.001
 
 # What libsndfile reports for a stream whose header does not state its length.
 _UNKNOWN_FRAMES = 2**63 - 1
@@ -25,8 +28,8 @@ def read_duration(path: str) -> float | Skipped:
     its header is scanned frame by frame, which is slower.
 
     Returns:
-        Seconds, or why there is no duration: the file cannot be opened, its header cannot be read or does
-        not state a length, or it has no samples.
+        Seconds to the millisecond, or why there is no duration: the file cannot be opened, its header cannot be
+        read or does not state a length, or it has no samples.
     """
     # Inside, because loading libsndfile can fail and only speech needs it.
     import soundfile
@@ -45,7 +48,7 @@ def read_duration(path: str) -> float | Skipped:
         return Skipped(path, "the audio header does not state a length")
     if info.frames <= 0 or info.samplerate <= 0:
         return Skipped(path, "no audio samples")
-    return info.frames / info.samplerate
+    return max(round(info.frames / info.samplerate, 3), _SHORTEST_S)
 
 
 def read_waveform(path: str, rate: int, longest: float) -> tuple[np.ndarray, bool] | Skipped:

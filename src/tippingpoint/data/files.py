@@ -6,7 +6,7 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 
-from tippingpoint.data.lengths import Skipped
+from tippingpoint.data.skipped import Skipped
 from tippingpoint.errors import DataError, InputError
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from tippingpoint.data.lengths import Skipped
+from tippingpoint.data.skipped import Skipped
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 METHOD = "image header: side of the square with the same number of pixels"

@@ -19,7 +19,7 @@ import numpy as np
 
 from tippingpoint.data import audio, images, text
 from tippingpoint.data.files import find_files
-from tippingpoint.data.lengths import Skipped, name_first
+from tippingpoint.data.skipped import Skipped, name_first
 from tippingpoint.data.tokens import open_tokenizer
 from tippingpoint.errors import DataError, InputError, UnsupportedError
 from tippingpoint.models.catalog import ARCHITECTURES

@@ -9,8 +9,10 @@ from itertools import chain
 
 from tippingpoint.data import audio, images, text, tokens
 from tippingpoint.data.files import find_files
-from tippingpoint.data.lengths import UNITS, LengthData, Skipped, name_first
+from tippingpoint.data.lengths import LengthData
+from tippingpoint.data.skipped import Skipped, name_first
 from tippingpoint.errors import DataError, InputError, unknown
+from tippingpoint.units import UNITS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ def read_lengths(
         tokenizer: For text: a folder with a tokenizer, a tokenizer.json file, or a model id of the hub.
 
     Returns:
-        Lengths in tokens, seconds or pixels, in reading order. A side in pixels is that of the square with as
+        Lengths in tokens, seconds (to the millisecond) or pixels. A side in pixels is that of the square with as
         many pixels as the image.
 
     Raises:
@@ -84,10 +86,9 @@ def read_lengths(
         raise DataError(
             f"no {modality} length could be read, {len(skipped):,} of {len(skipped):,} failed: {name_first(skipped)}"
         )
-    return LengthData(
+    return LengthData.of(
+        values,
         modality=modality,
-        unit=UNITS[modality],
-        values=values,
         sources=sources,
         method=method,
         estimated=modality == "text" and tokenizer is None,

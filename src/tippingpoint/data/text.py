@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, NoReturn
 
-from tippingpoint.data.lengths import Skipped
+from tippingpoint.data.skipped import Skipped
 from tippingpoint.errors import InputError
 
 WHOLE_FILE_SUFFIXES = (".txt", ".md", ".rst")

@@ -9,7 +9,7 @@ from functools import partial
 from textwrap import shorten
 from typing import Any
 
-from tippingpoint.data.lengths import Skipped
+from tippingpoint.data.skipped import Skipped
 from tippingpoint.data.text import Document
 from tippingpoint.errors import DataError, InputError
 

@@ -108,6 +108,8 @@ def lengths_record(data: LengthData) -> dict[str, Any]:
         "modality": data.modality,
         "unit": data.unit,
         "count": data.count,
+        "population": data.population,
+        "sampling_error": data.sampling_error,
         "method": data.method,
         "estimated": data.estimated,
         "sources": list(data.sources),
@@ -116,5 +118,7 @@ def lengths_record(data: LengthData) -> dict[str, Any]:
         "mean": data.mean,
         "percentiles": {str(p): data.percentile(p) for p in _PERCENTILES},
         "histogram": [{"low": low, "high": high, "count": count} for low, high, count in data.histogram()],
+        "skipped_count": data.skipped_count,
+        "skipped_reasons": dict(data.skipped_reasons),
         "skipped": [{"path": skipped.path, "reason": skipped.reason} for skipped in data.skipped],
     }

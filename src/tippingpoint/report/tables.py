@@ -78,9 +78,11 @@ def lengths_table(data: LengthData) -> Table:
 
 def percentiles_line(data: LengthData) -> str:
     """Return the percentiles of a data set's lengths in one line, and how they were had in another."""
-    parts = [f"{p} % {format_length(data.percentile(p), data.unit)}" for p in _PERCENTILES]
+    found = zip(_PERCENTILES, data.percentiles(*_PERCENTILES), strict=True)
+    parts = [f"{percent} % {format_length(length, data.unit)}" for percent, length in found]
     longest = format_length(data.maximum, data.unit)
-    return f"at most: {', '.join(parts)}; longest {longest}\nlengths are {data.method}"
+    lines = [f"at most: {', '.join(parts)}; longest {longest}", *data.notes(), f"lengths are {data.method}"]
+    return "\n".join(lines)
 
 
 def measurements_table(outcomes: Iterable[Outcome], subjects: Sequence[Subject], phase: str) -> Table:

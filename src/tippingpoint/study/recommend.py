@@ -97,14 +97,7 @@ def _as_data(lengths: LengthData | Iterable[float], modality: str | None, subjec
         if modality is None:
             raise InputError("plain lengths need a modality or candidates that tell it, such as modality='text'")
         check_choice("modality", modality, UNITS)
-        data = LengthData(
-            modality=modality,
-            unit=UNITS[modality],
-            values=tuple(float(length) for length in lengths),
-            sources=(),
-            method="given by the caller",
-            estimated=False,
-        )
+        data = LengthData.of(lengths, modality=modality)
     if subjects and modality_of(tuple(subjects)) != data.modality:
         raise InputError(f"the lengths are of {data.modality}, and the candidates of {modality_of(tuple(subjects))}")
     return data
