@@ -270,7 +270,7 @@ def contents(
         environments=environments,
         comparisons=tuple(found),
         answers=answers(found, lengths),
-        warnings=_warnings(outcomes),
+        warnings=_warnings(outcome for _, outcome in known),
         missing=tuple(missing),
         breakdowns=tuple(breakdowns),
         lengths=lengths,
@@ -449,7 +449,7 @@ def _ends(race: Race) -> tuple[End, ...]:
 def _warnings(outcomes: Iterable[Outcome]) -> tuple[Warned, ...]:
     found: dict[str, list[tuple[str, str]]] = {}
     for outcome in outcomes:
-        if isinstance(outcome, Measurement) and not is_look(outcome):
+        if isinstance(outcome, Measurement):
             for warning in outcome.warnings:
                 found.setdefault(_NUMBERS.sub("#", warning), []).append((describe(outcome.workload), warning))
     groups = sorted(found.values(), key=len, reverse=True)

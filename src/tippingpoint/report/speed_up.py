@@ -30,8 +30,8 @@ Record = dict[str, Any]
 _WIDTH, _HEIGHT = 310, 250
 # Apart for every kind of colour vision (Okabe and Ito, 2008), without the yellow that white paper swallows; as their
 # number and that of the shapes have no divisor in common, 56 subjects look unlike.
-_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f3c8d")
-_SHAPES = (
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f3c8d")
+SHAPES = (
     "circle",
     "square",
     "triangle-up",
@@ -42,7 +42,7 @@ _SHAPES = (
     "triangle-left",
 )
 # Of baselines.
-_BAR = "M-1,-.25H1V.25H-1Z"
+BAR = "M-1,-.25H1V.25H-1Z"
 # The axis of ratios reaches so far beyond them; longer intervals are cut off.
 _MOST_BEYOND = 2.0
 # Steps of a logarithmic axis of ratios, from fine to coarse.
@@ -311,12 +311,12 @@ def _looks(race: Race, records: Sequence[Record]) -> tuple[list[str], list[str],
     shown = {record["subject"] for record in records}
     variants = [name for name in (_label(each, race) for each in race.contest.variants) if name in shown]
     looks = {
-        name: (_COLORS[number % len(_COLORS)], _SHAPES[number % len(_SHAPES)]) for number, name in enumerate(variants)
+        name: (COLORS[number % len(COLORS)], SHAPES[number % len(SHAPES)]) for number, name in enumerate(variants)
     }
     ends = {record["subject"]: record["ratio"] for record in sorted(records, key=lambda record: record["length"])}
     names = sorted(variants, key=lambda name: -ends[name])
     names += [name for name in (_label(each, race) for each in race.contest.baselines) if name in shown]
-    found = [looks.get(name, (GREY, _BAR)) for name in names]
+    found = [looks.get(name, (GREY, BAR)) for name in names]
     return names, [color for color, _ in found], [shape for _, shape in found]
 
 
