@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +29,13 @@ INK, GREY, LIGHT = "#1a1a1a", "#5f5f5f", "#cfcfcf"
 # every kind of colour vision.
 DIVERGING = ("#c25a00", "#ea9a4a", "#fad7ae", "#f7f7f7", "#c0dcf0", "#69a8d8", "#1668ad")
 LENGTHS = {"tokens": "input length (tokens)", "seconds": "audio length (seconds)", "pixels": "image side (pixels)"}
+# Steps of a logarithmic axis of ratios, from fine to coarse.
+_RATIO_TICKS = (
+    (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2),
+    (0.25, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 4),
+    tuple(2.0**power for power in range(-10, 11)),
+)
+_MOST_TICKS = 9
 _TEXT = {"labelFontSize": 11, "labelColor": INK, "titleFontWeight": "normal", "titleColor": INK}
 THEME: dict[str, Any] = {
     # The renderer brings the first one along, so a figure looks the same wherever it was drawn; Arial is as wide.
@@ -82,6 +90,24 @@ def length_ticks(low: float, high: float, unit: str) -> list[float]:
         scaled = (step * base**power for power in powers for step in ladder)
         found = [length for length in scaled if low <= length <= high]
         if len(found) >= 3:
+            break
+    return found
+
+
+def log_ends(values: Sequence[float], room: float = 0.03) -> tuple[float, float]:
+    """Return both ends of a logarithmic axis, with room beyond the least and the most."""
+    low, high = min(values), max(values)
+    more = max((high / low) ** room, 1.02)
+    return low / more, high * more
+
+
+def ratio_ticks(low: float, high: float) -> list[float]:
+    """Return round ratios within an axis, 1 among them."""
+    found: list[float] = []
+    for ladder in _RATIO_TICKS:
+        found = [tick for tick in ladder if low <= tick <= high]
+        reaches = ladder[0] <= low * 1.3 and high <= ladder[-1] * 1.3
+        if reaches and len(found) <= _MOST_TICKS:
             break
     return found
 

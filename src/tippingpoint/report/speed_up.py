@@ -17,7 +17,7 @@ from tippingpoint.analysis.winners import Best, Race, SpeedUp, races, stretches
 from tippingpoint.errors import AnswerError
 from tippingpoint.measurement import Outcome
 from tippingpoint.models.catalog import architecture_of
-from tippingpoint.report.figures import GREY, INK, LENGTHS, LIGHT, length_ticks, save, themed
+from tippingpoint.report.figures import GREY, INK, LENGTHS, LIGHT, length_ticks, log_ends, ratio_ticks, save, themed
 from tippingpoint.report.tables import plain_table
 from tippingpoint.store import StoredSession
 from tippingpoint.units import format_bytes, format_count, format_items, format_length
@@ -45,13 +45,6 @@ SHAPES = (
 BAR = "M-1,-.25H1V.25H-1Z"
 # The axis of ratios reaches so far beyond them; longer intervals are cut off.
 _MOST_BEYOND = 2.0
-# Steps of a logarithmic axis of ratios, from fine to coarse.
-_RATIO_TICKS = (
-    (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2),
-    (0.25, 0.3, 0.4, 0.5, 0.7, 1, 1.5, 2, 3, 4),
-    tuple(2.0**power for power in range(-10, 11)),
-)
-_MOST_TICKS = 9
 
 
 def setting_line(race: Race) -> str:
@@ -271,7 +264,7 @@ def speed_up_chart(race: Race, metric: str = "latency") -> alt.HConcatChart:
         raise AnswerError("no length could be compared, so there are no speed-ups to draw")
     unit = _unit(race)
     names, colors, shapes = _looks(race, records)
-    low, high = _ends([record["length"] for record in records])
+    low, high = log_ends([record["length"] for record in records])
     least, most = _reach(records)
     x = alt.X("length:Q", title=LENGTHS[unit]).scale(type="log", domain=[low, high], nice=False)
     x = x.axis(values=length_ticks(low, high, unit), format=",~g", labelOverlap="greedy")
@@ -285,7 +278,7 @@ def speed_up_chart(race: Race, metric: str = "latency") -> alt.HConcatChart:
             continue
         y = alt.Y("ratio:Q", title=None if panels else _axis_title(metric))
         y = y.scale(type="log", domain=[least, most], nice=False)
-        y = y.axis(values=_ratio_ticks(least, most), format="~g", gridColor=LIGHT, labelExpr="datum.label + 'x'")
+        y = y.axis(values=ratio_ticks(least, most), format="~g", gridColor=LIGHT, labelExpr="datum.label + 'x'")
         data = alt.InlineData(values=there)
         base = alt.Chart(data)
         level = alt.Chart(alt.InlineData(values=[{"one": 1}])).mark_rule(color=INK, strokeWidth=0.9)
@@ -361,27 +354,9 @@ def _unit(race: Race) -> str:
     return architecture_of(race.contest.baselines[0]).unit
 
 
-def _ends(values: Sequence[float], room: float = 0.03) -> tuple[float, float]:
-    """Return both ends of a logarithmic axis, with room beyond the least and the most."""
-    low, high = min(values), max(values)
-    more = max((high / low) ** room, 1.02)
-    return low / more, high * more
-
-
 def _reach(records: Sequence[Record]) -> tuple[float, float]:
     """Return both ends of an axis of ratios, 1 and the intervals included, unless these are useless."""
     ratios = [1.0, *(record["ratio"] for record in records)]
     low = max(min(1.0, *(record["low"] for record in records)), min(ratios) / _MOST_BEYOND)
     high = min(max(1.0, *(record["high"] for record in records)), max(ratios) * _MOST_BEYOND)
-    return _ends([low, high], room=0.04)
-
-
-def _ratio_ticks(low: float, high: float) -> list[float]:
-    """Return round ratios within an axis, 1 among them."""
-    found: list[float] = []
-    for ladder in _RATIO_TICKS:
-        found = [tick for tick in ladder if low <= tick <= high]
-        reaches = ladder[0] <= low * 1.3 and high <= ladder[-1] * 1.3
-        if reaches and len(found) <= _MOST_TICKS:
-            break
-    return found
+    return log_ends([low, high], room=0.04)
