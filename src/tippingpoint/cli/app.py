@@ -18,6 +18,7 @@ from tippingpoint.cli import (
     predict,
     profile,
     recommend,
+    report,
     reuse,
     show,
     study,
@@ -63,6 +64,7 @@ for _module, _name in (
     (predict, "predict"),
     (show, "show"),
     (compare, "compare"),
+    (report, "report"),
     (convert, "convert"),
 ):
     app.command(_name)(_module.command)

@@ -121,8 +121,16 @@ def save(chart: alt.LayerChart | alt.HConcatChart, path: str | os.PathLike[str])
         InputError: If the name ends otherwise, or the file cannot be written there.
     """
     target = check_path(path)
-    kind = target.suffix.lower().removeprefix(".")
-    content = _rendered(chart, kind)
+    write_whole(_rendered(chart, target.suffix.lower().removeprefix(".")), target)
+
+
+def write_whole(content: bytes, path: str | os.PathLike[str]) -> None:
+    """Write a file, which becomes what it should be at once, or stays what it was.
+
+    Raises:
+        InputError: If it cannot be written there.
+    """
+    target = Path(path)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         try:

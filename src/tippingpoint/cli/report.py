@@ -1,0 +1,120 @@
+"""`tippingpoint report`: what a store holds, as a page or a file to open, print and hand on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tippingpoint.cli.lengths import Column, MaxLength, Modality, Tokenizer
+from tippingpoint.cli.options import Subjects, length_range, names
+
+FORMATS = ("html", "md", "csv", "latex", "parquet", "pdf", "folder")
+# What a file's name says of its format.
+_SUFFIXES = {
+    ".html": "html",
+    ".htm": "html",
+    ".md": "md",
+    ".csv": "csv",
+    ".tex": "latex",
+    ".parquet": "parquet",
+    ".pdf": "pdf",
+    "": "folder",
+}
+
+
+def command(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="File of results.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")] = Path("report.html"),
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="html, md, csv, latex, parquet, pdf or folder; by default as the file's name ends."
+        ),
+    ] = None,
+    title: Annotated[str, typer.Option(help="Of the report.")] = "",
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--lengths", metavar="PATH", help="Your own files, folders or patterns; may be repeated."),
+    ] = None,
+    modality: Modality = "text",
+    column: Column = None,
+    tokenizer: Tokenizer = None,
+    max_length: MaxLength = None,
+    subject: Subjects = None,
+    phase: Annotated[str | None, typer.Option(help="Comma-separated: inference, training.")] = None,
+    range_: Annotated[
+        str | None, typer.Option("--range", help="SHORTEST:LONGEST length to report, in the native unit.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences per call.")] = None,
+    label: Annotated[str | None, typer.Option(help="What the run was called.")] = None,
+    study: Annotated[str | None, typer.Option(help="Name of the study that asked, or profile.")] = None,
+    environment: Annotated[str | None, typer.Option(help="First digits of a fingerprint.")] = None,
+) -> None:
+    """Write a report: answers first, then tipping points, costs against length, winners, breakdowns and warnings.
+
+    The page is one file that works offline. With --lengths, your own data stand under the curves, and every tipping
+    point is told with the share of your items beyond it. Filters may be combined, as in show.
+
+    Example: tippingpoint report results.sqlite -o report.html
+    """
+    from tippingpoint.analysis.selection import Selection
+    from tippingpoint.cli.lengths import read
+    from tippingpoint.cli.output import show
+    from tippingpoint.report.contents import contents
+    from tippingpoint.store import Store
+    from tippingpoint.units import format_bytes
+    from tippingpoint.workload import DTYPES, PHASES, check_choice
+
+    chosen = _format(output, format_)
+    selection = Selection(
+        subjects=tuple(subject or ()),
+        phases=names(phase, "phase", PHASES) if phase else (),
+        lengths=length_range(range_) if range_ else None,
+        device=device,
+        dtype=dtype and check_choice("dtype", dtype, DTYPES),
+        batch_size=batch_size,
+        label=label,
+        study=study,
+        environment=environment,
+    )
+    with Store(store, create=False) as opened:
+        held, breakdowns = opened.sessions(), opened.breakdowns(label=label)
+    sessions = selection.of(held, str(store))
+    lengths = read(data, modality, column, tokenizer, max_length) if data else None
+    found = contents(sessions, store=str(store), title=title, breakdowns=breakdowns, lengths=lengths)
+    if chosen == "html":
+        from tippingpoint.report.figures import write_whole
+        from tippingpoint.report.page import page
+
+        content = page(found).encode()
+        write_whole(content, output)
+        show(f"{output}: {format_bytes(len(content))}")
+        return
+    from tippingpoint.report.export import export
+
+    for line in export(found, chosen, output) or (str(output),):
+        show(str(line))
+
+
+def _format(output: Path, asked: str | None) -> str:
+    """Return the format to write, which a file's name tells where it was not asked for.
+
+    Raises:
+        InputError: If neither says it, or the file cannot be written there.
+    """
+    from tippingpoint.errors import InputError
+    from tippingpoint.workload import check_choice
+
+    if asked is None and output.suffix.lower() not in _SUFFIXES:
+        endings = ", ".join(suffix for suffix in _SUFFIXES if suffix)
+        raise InputError(f"a report's file must end in one of {endings}, got {str(output)!r}; or say --format")
+    found = check_choice("format", asked, FORMATS) if asked else _SUFFIXES[output.suffix.lower()]
+    if not output.parent.is_dir():
+        raise InputError(f"the folder {str(output.parent)!r} does not exist; create it, or choose another")
+    if output.is_dir() and found != "folder":
+        raise InputError(f"{str(output)!r} is a folder; name a file in it, such as {str(output / 'report.html')!r}")
+    return found
