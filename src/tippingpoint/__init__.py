@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from tippingpoint.models.swap import swap_attention, variants_of
     from tippingpoint.profiling.breakdown import breakdown
     from tippingpoint.profiling.session import profile
+    from tippingpoint.report.notebook import as_html
     from tippingpoint.store import Store
     from tippingpoint.study.predict import predict
     from tippingpoint.study.recommend import recommend
@@ -75,6 +76,7 @@ _HOMES = {
     "models.swap": ("swap_attention", "variants_of"),
     "profiling.breakdown": ("breakdown",),
     "profiling.session": ("profile",),
+    "report.notebook": ("as_html",),
     "store": ("Store",),
     "study.predict": ("predict",),
     "study.recommend": ("recommend",),
@@ -110,6 +112,7 @@ __all__ = [
     "Variant",
     "Workload",
     "__version__",
+    "as_html",
     "batch_map",
     "breakdown",
     "chunk_activations",

@@ -7,6 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
+# What a notebook shows is made by `report`, which stands above: the package's own face knows where.
+import tippingpoint
 from tippingpoint.intervals import center, center_replicates, interval
 from tippingpoint.machine import Conditions, Environment, Peaks
 from tippingpoint.units import (
@@ -344,19 +346,25 @@ class Measurement:
             found.append(f"FLOPs leave out operators without a formula: {names}")
         return tuple(found)
 
-    def __str__(self) -> str:
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """Everything a reader wants to know, as names and texts."""
         low, high = self.latency_interval_s
         blocks = f"{len(self.counted)} blocks"
         blocks += f" in {self.process_count} processes" if self.process_count > 1 else ""
-        lines = [
-            str(self.workload),
-            f"  latency      {format_seconds(self.latency_s)}  (95 % {format_seconds(low)} to "
-            f"{format_seconds(high)}, {blocks}, first call {format_seconds(self.first_call_s)})",
-            f"  throughput   {format_rate(self.sequences_per_s)} sequences/s, "
-            f"{format_count(self.positions_per_s)} positions/s",
+        found = [
+            (
+                "latency",
+                f"{format_seconds(self.latency_s)}  (95 % {format_seconds(low)} to {format_seconds(high)}, {blocks}, "
+                f"first call {format_seconds(self.first_call_s)})",
+            ),
+            (
+                "throughput",
+                f"{format_rate(self.sequences_per_s)} sequences/s, {format_count(self.positions_per_s)} positions/s",
+            ),
         ]
         if self.compile_s is not None:
-            lines.append(f"  compiling    {format_seconds(self.compile_s)} (the first call of all)")
+            found.append(("compiling", f"{format_seconds(self.compile_s)} (the first call of all)"))
         if self.memory:
             parts = {
                 "weights": self.memory.weights_bytes,
@@ -368,25 +376,27 @@ class Measurement:
             listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
             reserved = self.memory.reserved_bytes
             listed += f"; {format_bytes(reserved)} reserved" if reserved is not None else ""
-            lines.append(f"  peak memory  {format_bytes(self.memory.peak_bytes)}  ({listed})")
+            found.append(("peak memory", f"{format_bytes(self.memory.peak_bytes)}  ({listed})"))
         if self.flops:
-            lines.append(f"  FLOPs        {format_count(self.flops.total)}  ({self._speed(self.flops)})")
+            found.append(("FLOPs", f"{format_count(self.flops.total)}  ({self._speed(self.flops)})"))
         if self.energy:
             joules, net = self.energy.joules_per_call, self.energy.net_joules_per_call
-            lines.append(
-                f"  energy       none ({self.energy.source})"
-                if joules is None or net is None
-                else f"  energy       {joules:.3g} J, {net:.3g} J above idle  ({self.energy.source})"
-            )
-        lines += [
-            f"  parameters   {format_count(self.parameters)}",
-            f"  positions    {self.positions:,}"
-            + (f", padded to {self.executed_positions:,}" if self.executed_positions != self.positions else ""),
-            f"  attention    {self.attention}",
-            *(f"  note         {note}" for note in self.notes),
-            *(f"  warning      {warning}" for warning in self.warnings),
+            said = f"none ({self.energy.source})"
+            if joules is not None and net is not None:
+                said = f"{joules:.3g} J, {net:.3g} J above idle  ({self.energy.source})"
+            found.append(("energy", said))
+        padded = f", padded to {self.executed_positions:,}" if self.executed_positions != self.positions else ""
+        return [
+            *found,
+            ("parameters", format_count(self.parameters)),
+            ("positions", f"{self.positions:,}{padded}"),
+            ("attention", self.attention),
+            *(("note", note) for note in self.notes),
+            *(("warning", warning) for warning in self.warnings),
         ]
-        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return "\n".join([str(self.workload), *(f"  {name:<12} {text}" for name, text in self.facts)])
 
     def _speed(self, flops: Flops) -> str:
         """Say how fast the operations ran, and how far from the machine's limits that is."""
@@ -403,9 +413,7 @@ class Measurement:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from html import escape
-
-        return f"<pre>{escape(str(self))}</pre>"
+        return tippingpoint.as_html(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -434,6 +442,9 @@ class Failure:
         return f"{self.workload}\n  {self.kind}  {self.message}"
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return tippingpoint.as_html(self)
 
 
 Outcome = Measurement | Failure

@@ -353,6 +353,11 @@ class Store:
             f"{', '.join(subjects) or 'no subject yet'}{parts})"
         )
 
+    def _repr_html_(self) -> str:
+        from tippingpoint.report.notebook import as_html
+
+        return as_html(self)
+
 
 @contextmanager
 def open_store(store: Store | str | PathLike[str] | None, *, create: bool = True) -> Iterator[Store]:

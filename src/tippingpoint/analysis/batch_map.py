@@ -95,6 +95,11 @@ class BatchMap:
     cells: tuple[Cell, ...]
     trend: str
 
+    def _repr_html_(self) -> str:
+        from tippingpoint.report.notebook import as_html
+
+        return as_html(self)
+
 
 def batch_map(tipping_points: Iterable[TippingPoint]) -> BatchMap:
     """Put the tipping points of one pair at several batch sizes together.

@@ -299,3 +299,8 @@ class Breakdown:
 
     # What a person sees who types its name; the components would bury everything else.
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from tippingpoint.report.notebook import as_html
+
+        return as_html(self)

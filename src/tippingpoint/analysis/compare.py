@@ -114,6 +114,11 @@ class Comparison:
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        from tippingpoint.report.notebook import as_html
+
+        return as_html(self)
+
 
 def compare(
     old: Iterable[Outcome],

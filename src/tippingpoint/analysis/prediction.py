@@ -148,3 +148,8 @@ class Prediction:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from tippingpoint.report.notebook import as_html
+
+        return as_html(self)

@@ -324,3 +324,8 @@ class LengthData:
         if self.skipped:
             return name_first(self.skipped, count=self.skipped_count)
         return ", ".join(f"{kind} ({count:,})" for kind, count in self.skipped_reasons)
+
+    def _repr_html_(self) -> str:
+        from tippingpoint.report.notebook import as_html
+
+        return as_html(self)
