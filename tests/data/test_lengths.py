@@ -242,7 +242,7 @@ def test_the_summary_tells_count_percentiles_method_and_what_was_skipped():
 def test_folders_are_read_in_sorted_order_without_hidden_names_and_other_suffixes(tmp_path, monkeypatch):
     write(tmp_path, "b.txt", "a.MD", "sub/c.rst", ".hidden.txt", ".git/d.txt", "e.pdf")
     seen = []
-    monkeypatch.setattr("tippingpoint.data.text._whole", lambda path: seen.append(path) or iter(()))
+    monkeypatch.setattr("tippingpoint.data.text.read_whole", lambda path: seen.append(path) or Skipped(path, "no"))
     with pytest.raises(DataError):
         read_lengths([tmp_path], "text")
     assert [os.path.relpath(path, tmp_path) for path in seen] == ["a.MD", "b.txt", "sub/c.rst"]
@@ -310,10 +310,9 @@ def test_a_file_given_by_name_must_have_an_accepted_suffix(tmp_path):
         read_lengths([tmp_path / "a.pdf"], "vision")
 
 
-@pytest.mark.parametrize("argument", ["column", "tokenizer"])
-def test_arguments_for_text_are_refused_elsewhere(tmp_path, argument):
-    with pytest.raises(InputError, match=f"a {argument} is for text only, got 'x' for speech; leave it out"):
-        read_lengths([tmp_path], "speech", **{argument: "x"})
+def test_a_tokenizer_is_refused_where_there_is_no_text(tmp_path):
+    with pytest.raises(InputError, match="a tokenizer is for text only, got 'x' for speech; leave it out"):
+        read_lengths([tmp_path], "speech", tokenizer="x")
 
 
 def test_nothing_usable_counts_the_failures_and_names_three(tmp_path):

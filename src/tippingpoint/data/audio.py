@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from typing import TYPE_CHECKING
 
@@ -13,19 +14,22 @@ if TYPE_CHECKING:
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 METHOD = "audio header: number of frames divided by the sample rate, to the millisecond"
 
-# Rounded to this, so that distinct durations stay few; the shortest is one of them.
 _SHORTEST_S = 0.001
 
 # What libsndfile reports for a stream whose header does not state its length.
 _UNKNOWN_FRAMES = 2**63 - 1
 
 
-def read_duration(path: str) -> float | Skipped:
-    """Return the duration of one audio file in seconds without decoding it.
+def read_duration(source: str | bytes, where: str | None = None) -> float | Skipped:
+    """Return the duration of one recording in seconds without decoding it.
 
     A file cut off in its samples counts as far as its header can tell: FLAC, and MP3 with a length in its
     header, state the whole recording; WAV and Ogg give what is left of it. An MP3 file without a length in
     its header is scanned frame by frame, which is slower.
+
+    Args:
+        source: A file, or what stands in one.
+        where: What to call it where it is skipped; the file itself by default.
 
     Returns:
         Seconds to the millisecond, or why there is no duration: the file cannot be opened, its header cannot be
@@ -34,21 +38,31 @@ def read_duration(path: str) -> float | Skipped:
     # Inside, because loading libsndfile can fail and only speech needs it.
     import soundfile
 
+    where = where or str(source)
     try:
-        with open(path, "rb") as file:
-            if not file.read(1):
-                return Skipped(path, "empty file")
-        info = soundfile.info(path)
+        if isinstance(source, bytes):
+            empty = not source
+        else:
+            with open(source, "rb") as file:
+                empty = not file.read(1)
+        if empty:
+            return Skipped(where, "empty file")
+        info = soundfile.info(io.BytesIO(source) if isinstance(source, bytes) else source)
     except OSError as error:
-        return Skipped(path, error.strerror or str(error))
+        return Skipped(where, error.strerror or str(error))
     except soundfile.SoundFileError:
         # libsndfile's own reasons mislead: a cut-off MP3 file "does not exist".
-        return Skipped(path, "no readable audio header")
+        return Skipped(where, "no readable audio header")
     if info.frames >= _UNKNOWN_FRAMES:
-        return Skipped(path, "the audio header does not state a length")
+        return Skipped(where, "the audio header does not state a length")
     if info.frames <= 0 or info.samplerate <= 0:
-        return Skipped(path, "no audio samples")
-    return max(round(info.frames / info.samplerate, 3), _SHORTEST_S)
+        return Skipped(where, "no audio samples")
+    return to_millisecond(info.frames / info.samplerate)
+
+
+def to_millisecond(seconds: float) -> float:
+    """Return a duration rounded to the millisecond, so that distinct ones stay few; at least one."""
+    return max(round(seconds, 3), _SHORTEST_S)
 
 
 def read_waveform(path: str, rate: int, longest: float) -> tuple[np.ndarray, bool] | Skipped:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 from tippingpoint.data.skipped import Skipped
@@ -10,12 +11,16 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 METHOD = "image header: side of the square with the same number of pixels"
 
 
-def read_side(path: str) -> float | Skipped:
+def read_side(source: str | bytes, where: str | None = None) -> float | Skipped:
     """Return the side, in whole pixels, of the square with as many pixels as the image.
 
     No pixel is decoded, so an image of any size is safe, and a PNG or JPEG file cut off in its pixels still
     counts with the size its header states (Pillow refuses a cut-off WebP file, which is then skipped).
     The format is told from the content, not from the suffix.
+
+    Args:
+        source: A file, or what stands in one.
+        where: What to call it where it is skipped; the file itself by default.
 
     Returns:
         Pixels, or why there is no size.
@@ -26,21 +31,23 @@ def read_side(path: str) -> float | Skipped:
     from PIL.PngImagePlugin import PngImageFile
     from PIL.WebPImagePlugin import WebPImageFile
 
+    where = where or str(source)
     try:
-        with open(path, "rb") as file:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
             start = file.read(12)
-        if start.startswith(b"\x89PNG"):
-            opener = PngImageFile
-        elif start.startswith(b"\xff\xd8"):
-            opener = JpegImageFile
-        elif start.startswith(b"RIFF") and start.endswith(b"WEBP"):
-            opener = WebPImageFile
-        else:
-            return Skipped(path, "no PNG, JPEG or WebP header" if start else "empty file")
-        with opener(path) as image:
-            width, height = image.size
+            file.seek(0)
+            if start.startswith(b"\x89PNG"):
+                opener = PngImageFile
+            elif start.startswith(b"\xff\xd8"):
+                opener = JpegImageFile
+            elif start.startswith(b"RIFF") and start.endswith(b"WEBP"):
+                opener = WebPImageFile
+            else:
+                return Skipped(where, "no PNG, JPEG or WebP header" if start else "empty file")
+            with opener(file) as image:
+                width, height = image.size
     except OSError as error:
-        return Skipped(path, error.strerror or f"no readable image header: {error}")
+        return Skipped(where, error.strerror or f"no readable image header: {error}")
     except (SyntaxError, ValueError) as error:
-        return Skipped(path, f"no readable image header: {error}")
-    return float(round(math.sqrt(width * height)))
+        return Skipped(where, f"no readable image header: {error}")
+    return max(1.0, float(round(math.sqrt(width * height))))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 # So many are kept by name; of the others only how many there are for each kind of reason.
 MOST_NAMED = 1000
@@ -33,31 +31,6 @@ class Skipped:
 
     def __str__(self) -> str:
         return f"{self.path} ({self.reason})"
-
-
-@dataclass(slots=True)
-class SkippedItems:
-    """What was skipped so far, in memory that does not grow with it.
-
-    Attributes:
-        named: The first ones.
-        reasons: How many there are of each kind of reason.
-    """
-
-    named: list[Skipped] = field(default_factory=list)
-    reasons: Counter[str] = field(default_factory=Counter)
-
-    def add(self, items: Iterable[Skipped]) -> None:
-        """Note what could not be used."""
-        for item in items:
-            self.reasons[item.kind] += 1
-            if len(self.named) < MOST_NAMED:
-                self.named.append(item)
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return self.reasons.total()
 
 
 def name_first(skipped: tuple[Skipped, ...], limit: int = 3, count: int | None = None) -> str:

@@ -1,24 +1,17 @@
-"""Documents in text files and in the columns of JSON Lines, CSV and Parquet files."""
+"""Documents in text files and in the columns of JSON Lines, CSV, Parquet and Arrow files."""
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-import sys
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple, NoReturn
+from collections.abc import Iterator
+from typing import NamedTuple
 
+from tippingpoint.data import records
 from tippingpoint.data.skipped import Skipped
 from tippingpoint.errors import InputError
 
 WHOLE_FILE_SUFFIXES = (".txt", ".md", ".rst")
-COLUMN_SUFFIXES = (".jsonl", ".csv", ".parquet")
+COLUMN_SUFFIXES = records.SUFFIXES
 SUFFIXES = WHOLE_FILE_SUFFIXES + COLUMN_SUFFIXES
-
-# JSON Lines has no header: this many records without the column are taken to mean that it is not there.
-_RECORDS_BEFORE_GIVING_UP = 1000
-_ROWS_PER_BATCH = 1024
 
 
 class Document(NamedTuple):
@@ -37,47 +30,55 @@ def read_documents(path: str, column: str) -> Iterator[Document | Skipped]:
 
     Args:
         path: The file.
-        column: Field of a JSON Lines record, or column of a Parquet or CSV file (whose first row names them).
+        column: Field of a JSON Lines record, or column of another file (whose first row names them in CSV).
 
     Raises:
-        InputError: If the file has no such column, or a Parquet column holds something other than text.
+        InputError: If the file has no such column, or it holds something other than text.
     """
-    suffix = os.path.splitext(path)[1].lower()
-    read = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}.get(suffix)
-    nothing = True
+    if records.suffix_of(path) not in COLUMN_SUFFIXES:
+        yield read_whole(path)
+        return
+    for run in records.read_records(path, column, "text"):
+        if isinstance(run, Skipped):
+            yield run
+            continue
+        if run.holds == "elements" or (run.holds == "number" and records.is_arrow(path)):
+            raise InputError(f"column {column!r} of {path} holds no text; name a column of text")
+        for number, value in zip(run.numbers, run.all(), strict=True):
+            where = f"{path}:{number}"
+            yield text_of(field_of(value, where, column) if run.as_json else value, where, column)
+
+
+def read_whole(path: str) -> Document | Skipped:
+    """Return the one document of a text file, or why there is none."""
     try:
-        for document in _whole(path) if read is None else read(path, column):
-            nothing = False
-            yield document
+        with open(path, "rb") as file:
+            text = _decoded(file.read(), path)
     except OSError as error:
-        yield Skipped(path, error.strerror or str(error))
-    else:
-        if nothing:
-            yield Skipped(path, "no records")
+        return Skipped(path, error.strerror or str(error))
+    if isinstance(text, Skipped):
+        return text
+    return Skipped(path, "empty document") if _is_empty(text) else Document(path, text)
 
 
-def _whole(path: str) -> Iterator[Document | Skipped]:
-    with open(path, "rb") as file:
-        text = _decoded(file.read(), path)
-    if isinstance(text, str):
-        yield Skipped(path, "empty document") if _is_empty(text) else Document(path, text)
-    else:
-        yield text
+def field_of(line: bytes, where: str, column: str) -> object:
+    """Return what a line of JSON holds in a field, or a Skipped that says why there is nothing."""
+    record = records.parse_json(line)
+    if isinstance(record, UnicodeDecodeError):
+        return Skipped(where, f"not UTF-8 at byte {record.start}")
+    if isinstance(record, Exception):
+        return Skipped(where, f"invalid JSON: {record}")
+    if not isinstance(record, dict):
+        return Skipped(where, f"a JSON {type(record).__name__}, not an object")
+    return record[column] if column in record else Skipped(where, f"no field {column!r}")
 
 
-def _is_empty(text: str) -> bool:
-    return not text or text.isspace()
-
-
-def _decoded(raw: bytes, where: str) -> str | Skipped:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        return Skipped(where, f"not UTF-8 at byte {error.start}")
-
-
-def _checked(value: object, where: str, column: str) -> Document | Skipped:
-    """The text of one record's field, if it is text that can be encoded."""
+def text_of(value: object, where: str, column: str) -> Document | Skipped:
+    """Return the text of one record's field, if it is text that can be encoded."""
+    if isinstance(value, bytes):
+        value = _decoded(value, where)
+    if isinstance(value, Skipped):
+        return value
     if value is None or (isinstance(value, str) and _is_empty(value)):
         return Skipped(where, f"{column!r} is empty")
     if not isinstance(value, str):
@@ -89,98 +90,12 @@ def _checked(value: object, where: str, column: str) -> Document | Skipped:
     return Document(where, value)
 
 
-def _missing_column(path: str, column: str, columns: Iterable[str]) -> NoReturn:
-    names = ", ".join(repr(name) for name in columns)
-    raise InputError(f"{path} has no column {column!r}; name one that it has: {names or 'none'}")
+def _is_empty(text: str) -> bool:
+    return not text or text.isspace()
 
 
-def _jsonl(path: str, column: str) -> Iterator[Document | Skipped]:
-    keys: dict[str, None] = {}
-    present, without = False, 0
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, 1):
-            where = f"{path}:{number}"
-            line = _decoded(raw, where)
-            if isinstance(line, Skipped):
-                yield line
-                continue
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield Skipped(where, f"invalid JSON: {error}")
-                continue
-            if not isinstance(record, dict):
-                yield Skipped(where, f"a JSON {type(record).__name__}, not an object")
-            elif column in record:
-                present = True
-                yield _checked(record[column], where, column)
-            else:
-                without += 1
-                keys.update(dict.fromkeys(record))
-                if not present and without >= _RECORDS_BEFORE_GIVING_UP:
-                    break
-                yield Skipped(where, f"no field {column!r}")
-    if without and not present:
-        _missing_column(path, column, keys)
-
-
-def _csv(path: str, column: str) -> Iterator[Document | Skipped]:
-    # Escaped, so that one wrong byte costs one row and not the rest of the file.
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = csv.reader(file, strict=True)
-        header = _next_row(rows)
-        if header is None:
-            return
-        if isinstance(header, csv.Error):
-            yield Skipped(path, f"invalid CSV: {header}")
-            return
-        if column not in header:
-            _missing_column(path, column, header)
-        index = header.index(column)
-        while (row := _next_row(rows)) is not None:
-            where = f"{path}:{rows.line_num}"
-            if isinstance(row, csv.Error):
-                yield Skipped(where, f"invalid CSV: {row}")
-            elif row:
-                yield _checked(row[index] if index < len(row) else None, where, column)
-
-
-def _next_row(rows: Iterator[list[str]]) -> list[str] | csv.Error | None:
-    """The next row without the length limit of the csv module, which documents exceed."""
-    # The limit belongs to the whole process, so it is put back before anyone else runs.
-    limit = csv.field_size_limit(sys.maxsize)
+def _decoded(raw: bytes, where: str) -> str | Skipped:
     try:
-        return next(rows, None)
-    except csv.Error as error:
-        return error
-    finally:
-        csv.field_size_limit(limit)
-
-
-def _parquet(path: str, column: str) -> Iterator[Document | Skipped]:
-    # Inside, because importing pyarrow is slow and only Parquet needs it.
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            if column not in schema.names:
-                _missing_column(path, column, schema.names)
-            kind = schema.field(column).type
-            value_kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if str(value_kind) not in {"string", "large_string", "string_view", "binary", "large_binary"}:
-                raise InputError(f"column {column!r} of {path} holds {kind}, not text; name a column of text")
-            for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH, columns=[column]):
-                # As bytes, so that one wrong byte costs one row and not the batch.
-                for raw in batch.column(0).cast(value_kind).cast(pa.large_binary()).to_pylist():
-                    number += 1
-                    where = f"{path}:{number}"
-                    text = None if raw is None else _decoded(raw, where)
-                    yield text if isinstance(text, Skipped) else _checked(text, where, column)
-    except pa.ArrowException as error:
-        after = f" after row {number}" if number else ""
-        yield Skipped(path, f"unreadable Parquet{after}: {str(error).splitlines()[0]}")
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return Skipped(where, f"not UTF-8 at byte {error.start}")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import partial
 from textwrap import shorten
 from typing import Any
 
-from tippingpoint.data.skipped import Skipped
-from tippingpoint.data.text import Document
 from tippingpoint.errors import DataError, InputError
 
 Counter = Callable[[list[str]], list[int]]
@@ -28,8 +26,8 @@ _PIECE = re.compile(
     rf"|[^\W\d_{_CJK}]{{1,3}}"  # rest of a word
     r"|\d{1,2}|[^\w\s]|_"
 )
-_DOCUMENTS_PER_BATCH = 256
-_CHARACTERS_PER_BATCH = 4_000_000
+_LONGEST_KEPT_WORD = 40
+_MOST_KEPT_WORDS = 500_000
 
 
 def estimate_tokens(document: str) -> int:
@@ -49,34 +47,19 @@ def estimate_tokens(document: str) -> int:
     whose words of over 100 letters that tokenizer makes one unknown token each. Other tokenizers count
     otherwise. Give a tokenizer where that matters.
     """
-    return _SPECIAL_TOKENS + sum(1 for _ in _PIECE.finditer(document))
+    return _SPECIAL_TOKENS + sum(map(_PIECES.__getitem__, document.split()))
 
 
-def count_tokens(
-    documents: Iterable[Document | Skipped], tokenizer: str | None
-) -> tuple[tuple[float, ...], tuple[Skipped, ...]]:
-    """Return the number of tokens of every document, special tokens included, and what was skipped.
+def method_of(tokenizer: str | None) -> str:
+    """Return in words how tokens are counted; of a local tokenizer nothing is told that must not be shared."""
+    if tokenizer is None:
+        return ESTIMATE_METHOD
+    return "a local tokenizer" if _is_local(tokenizer) else f"the tokenizer {tokenizer}"
 
-    Args:
-        documents: Read once, a batch at a time.
-        tokenizer: As in `load_tokenizer`; None estimates.
 
-    Raises:
-        InputError: If the tokenizer is a path that does not exist.
-        DataError: If the tokenizer cannot be loaded or fails on a document.
-    """
-    count = _estimate_all if tokenizer is None else load_tokenizer(tokenizer)
-    lengths: list[float] = []
-    skipped: list[Skipped] = []
-    for batch in _batches(documents):
-        texts = [item for item in batch if isinstance(item, Document)]
-        skipped.extend(item for item in batch if isinstance(item, Skipped))
-        for document, length in zip(texts, count([document.text for document in texts]), strict=True):
-            if length > 0:
-                lengths.append(float(length))
-            else:
-                skipped.append(Skipped(document.where, "the tokenizer makes no token of it"))
-    return tuple(lengths), tuple(skipped)
+def _is_local(name: str) -> bool:
+    looks_like_path = name.startswith((".", "/", "~")) or name.endswith(".json") or name.count("/") > 1
+    return looks_like_path or os.path.exists(os.path.expanduser(name))
 
 
 def load_tokenizer(name: str) -> Counter:
@@ -93,8 +76,7 @@ def load_tokenizer(name: str) -> Counter:
     file = os.path.join(path, "tokenizer.json") if os.path.isdir(path) else path
     if os.path.isfile(file):
         return _tokenizers_counter(file, name)
-    looks_like_path = name.startswith((".", "/", "~")) or name.endswith(".json") or name.count("/") > 1
-    if looks_like_path and not os.path.isdir(path):
+    if _is_local(name) and not os.path.isdir(path):
         raise InputError(f"there is no tokenizer at {name!r}; give a folder, a tokenizer.json file or a hub model id")
     return _transformers_counter(path if os.path.isdir(path) else name, name)
 
@@ -165,18 +147,25 @@ def _transformers_counter(source: str, name: str) -> Counter:
     return count
 
 
-def _estimate_all(texts: list[str]) -> list[int]:
+def estimate_all(texts: list[str]) -> list[int]:
+    """Return `estimate_tokens` of many documents."""
     return [estimate_tokens(text) for text in texts]
 
 
-def _batches(documents: Iterable[Document | Skipped]) -> Iterator[list[Document | Skipped]]:
-    """Lists of documents that are small enough to encode at once."""
-    batch: list[Document | Skipped] = []
-    characters = 0
-    for document in documents:
-        batch.append(document)
-        characters += len(document.text) if isinstance(document, Document) else 0
-        if len(batch) >= _DOCUMENTS_PER_BATCH or characters >= _CHARACTERS_PER_BATCH:
-            yield batch
-            batch, characters = [], 0
-    yield batch
+class _Pieces(dict[str, int]):
+    """The number of pieces of every word met, a word being what stands between white space.
+
+    No piece reaches over white space, so the pieces of a document are those of its words, most of which were met
+    before.
+    """
+
+    def __missing__(self, word: str) -> int:
+        pieces = len(_PIECE.findall(word))
+        if len(word) <= _LONGEST_KEPT_WORD:
+            if len(self) >= _MOST_KEPT_WORDS:
+                self.clear()
+            self[word] = pieces
+        return pieces
+
+
+_PIECES = _Pieces()

@@ -1,0 +1,150 @@
+"""How long single items are: what a worker process does with a batch of them."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tippingpoint.data import audio, images, text, tokens
+from tippingpoint.data.skipped import Skipped
+from tippingpoint.data.text import Document
+
+_READ_MEDIA = {"speech": audio.read_duration, "vision": images.read_side}
+# A tokenizer's answer takes many times the memory of the text.
+_DOCUMENTS_AT_ONCE = 256
+_CHARACTERS_AT_ONCE = 1_000_000
+
+
+class Part(NamedTuple):
+    """Some items of one batch: values of one `Run`, with its other fields; files where `holds` is "file"."""
+
+    path: str
+    column: str
+    holds: str
+    as_json: bool
+    numbers: Sequence[int]
+    values: list[Any]
+
+
+class Lengths(NamedTuple):
+    """Lengths of a batch in its order, NaN for what was skipped; what was skipped with its index."""
+
+    lengths: np.ndarray
+    skipped: list[tuple[int, Skipped]]
+
+
+@dataclass
+class LengthReader:
+    """Turns items into lengths.
+
+    Args:
+        modality: "text", "speech" or "vision".
+        tokenizer: As in `load_tokenizer`; None estimates. It is loaded when first needed.
+    """
+
+    modality: str
+    tokenizer: str | None = None
+    _count: tokens.Counter | None = field(default=None, init=False, repr=False)
+
+    def __call__(self, parts: Sequence[Part]) -> Lengths:
+        """Return the lengths of a batch of items.
+
+        Raises:
+            InputError: If the tokenizer is a path that does not exist.
+            DataError: If the tokenizer cannot be loaded or fails on a document.
+        """
+        lengths = np.full(sum(len(part.values) for part in parts), math.nan)
+        skipped: list[tuple[int, Skipped]] = []
+        waiting: list[tuple[int, Document]] = []
+        characters = 0
+        index = 0
+        for part in parts:
+            for number, value in zip(part.numbers, part.values, strict=True):
+                found = self._read(part, number, value)
+                if isinstance(found, Document):
+                    waiting.append((index, found))
+                    characters += len(found.text)
+                    if characters >= _CHARACTERS_AT_ONCE or len(waiting) >= _DOCUMENTS_AT_ONCE:
+                        self._count_all(waiting, lengths, skipped)
+                        waiting, characters = [], 0
+                elif isinstance(found, Skipped):
+                    skipped.append((index, found))
+                else:
+                    lengths[index] = found
+                index += 1
+        if waiting:
+            self._count_all(waiting, lengths, skipped)
+        return Lengths(lengths, skipped)
+
+    def _count_all(
+        self, waiting: list[tuple[int, Document]], lengths: np.ndarray, skipped: list[tuple[int, Skipped]]
+    ) -> None:
+        if self._count is None:
+            self._count = tokens.estimate_all if self.tokenizer is None else tokens.load_tokenizer(self.tokenizer)
+        counts = self._count([document.text for _, document in waiting])
+        for (index, document), count in zip(waiting, counts, strict=True):
+            if count > 0:
+                lengths[index] = count
+            else:
+                skipped.append((index, Skipped(document.where, "the tokenizer makes no token of it")))
+
+    def _read(self, part: Part, number: int, value: Any) -> Document | Skipped | float:
+        if part.holds == "file":
+            return text.read_whole(value) if self.modality == "text" else _READ_MEDIA[self.modality](value)
+        where = f"{part.path}:{number}"
+        if part.as_json:
+            value = text.field_of(value, where, part.column)
+        if isinstance(value, Skipped):
+            return value
+        if part.holds == "text":
+            return text.text_of(value, where, part.column)
+        if value is None or value == "":
+            return Skipped(where, f"{part.column!r} is empty")
+        if part.holds == "media":
+            return self._read_media(part, where, value)
+        if isinstance(value, list) and part.holds == "elements":
+            value = len(value)
+        return self._as_length(value, where)
+
+    def _read_media(self, part: Part, where: str, value: Any) -> float | Skipped:
+        content, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (None, value)
+        if content is None and isinstance(path, bytes):
+            content = path
+        if isinstance(content, bytes):
+            return _READ_MEDIA[self.modality](content, where)
+        if not isinstance(path, str) or not path:
+            kind = "nothing" if path is None else type(path).__name__
+            return Skipped(where, f"{part.column!r} holds {kind}, neither bytes nor a path")
+        # What a data file names is not what the person named: it stays within the folder of that file.
+        folder = os.path.realpath(os.path.dirname(part.path))
+        try:
+            file = os.path.realpath(os.path.join(folder, path))
+        except (OSError, ValueError):
+            return Skipped(where, "a path that is none")
+        if os.path.commonpath([folder, file]) != folder:
+            return Skipped(where, "a path that leads out of the folder of its file")
+        if not os.path.isfile(file):
+            return Skipped(where, "a path without a file")
+        return _READ_MEDIA[self.modality](file, where)
+
+    def _as_length(self, value: Any, where: str) -> float | Skipped:
+        """Return a number as a length of this modality."""
+        try:
+            # Python's True is a number, and its text may have underscores.
+            if isinstance(value, bool | list | dict) or (isinstance(value, str | bytes) and _has_underscore(value)):
+                return Skipped(where, "no number")
+            length = float(value)
+        except (TypeError, ValueError, OverflowError):
+            return Skipped(where, "no number")
+        if not 0 < length < math.inf:
+            return Skipped(where, "no positive number")
+        return audio.to_millisecond(length) if self.modality == "speech" else length
+
+
+def _has_underscore(value: str | bytes) -> bool:
+    return ("_" in value) if isinstance(value, str) else (b"_" in value)
