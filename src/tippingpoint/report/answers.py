@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _VERDICT_ORDER = ("crosses", "several crossings", "always", "never", "undecided")
 _MOST_ANSWERS = 8
-# Of one comparison; the rest is in the table.
-_MOST_OF_ONE = 4
+# Of the pairs of one comparison; the rest is in the table.
+_MOST_PAIRS = 3
 _SAYS = {
     "latency": ("is faster than", "is not faster than"),
     "throughput": ("has a higher throughput than", "has no higher throughput than"),
@@ -75,8 +75,8 @@ def longer_share(point: TippingPoint, lengths: LengthData | None) -> float | Non
 
 
 def answers(comparisons: Sequence[Comparison], lengths: LengthData | None) -> tuple[Answer, ...]:
-    """Return the first answers of every comparison in turn: latency first, and crossings before what does not tip."""
-    by_comparison = [[*_overall(each), *_of_pairs(each, lengths)][:_MOST_OF_ONE] for each in comparisons]
+    """Return the first answers of every comparison in turn: of latency and of what tips first; then who wins most."""
+    by_comparison = [[*_of_pairs(each, lengths)[:_MOST_PAIRS], *_overall(each)] for each in comparisons]
     return tuple(answer for answers in by_comparison for answer in answers)[:_MOST_ANSWERS]
 
 
@@ -89,7 +89,7 @@ def _overall(comparison: Comparison) -> list[Answer]:
     low, high = (format_length(comparison.fastest[end].length, comparison.setting.unit) for end in (0, -1))
     many = len(comparison.contest.subjects)
     text = (
-        f"of {many} subjects, {subject} is the fastest at {won} of {format_items(count, 'length')} ({low} to {high})"
+        f"Of {many} subjects, {subject} is the fastest at {won} of {format_items(count, 'length')} ({low} to {high})"
     )
     return [Answer(text=text, where=str(comparison.setting))]
 

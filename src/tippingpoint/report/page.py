@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -34,8 +35,9 @@ Record = dict[str, Any]
 
 # What a JSON text may not hold where a browser reads HTML; all of it has another spelling in JSON.
 _UNSAFE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+_BREAKS = re.compile(r"(?<=[:,/])|(?=[@+])")
 # So many figures of breakdowns stand beside each other.
-_MOST_BROKEN_DOWN = 6
+_MOST_BROKEN_DOWN = 3
 
 
 def page(contents: Contents) -> str:
@@ -49,7 +51,7 @@ def page(contents: Contents) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["inline_json"] = inline_json
+    environment.filters |= {"inline_json": inline_json, "breakable": _breakable}
     script, style, bundle = _template("page.js"), _template("page.css"), _bundle()
     return environment.get_template("page.html").render(
         contents=contents,
@@ -71,6 +73,13 @@ def inline_json(value: Any) -> Any:
     for character, spelling in _UNSAFE.items():
         text = text.replace(character, spelling)
     return Markup(text)
+
+
+def _breakable(text: str) -> Any:
+    """Return a text, escaped, that may go on in the next line behind the marks of a subject's name."""
+    from markupsafe import Markup, escape
+
+    return Markup("<wbr>").join(escape(part) for part in _BREAKS.split(text))
 
 
 @cache
@@ -180,10 +189,15 @@ def _features(comparison: Comparison, contents: Contents) -> dict[str, str]:
     }
 
 
+def _said(name: str, value: str) -> str:
+    """Return the value of a facet with its name, where it would not be understood alone."""
+    return f"{name} {value}" if name in ("batch size", "run", "threads", "cores", "against") else value
+
+
 def _block(comparison: Comparison, facets: Sequence[Record], number: int) -> Record:
     """Return the tables of one comparison."""
     return {
-        "name": ", ".join(facet["values"][number] for facet in facets) or str(comparison.setting),
+        "name": ", ".join(_said(facet["name"], facet["values"][number]) for facet in facets),
         "where": str(comparison.setting),
         "baseline": str(comparison.contest.baselines[0]),
         "costs": [(metric, page_data.cost_table(comparison, metric)) for metric in comparison.metrics],
@@ -214,9 +228,24 @@ def _tips_table(contents: Contents, facets: Sequence[Record]) -> Record:
         where = [facet["values"][number] for facet in facets]
         for point in comparison.tipping_points:
             rows.append({"block": number, "verdict": point.verdict, "cells": _tip_cells(point, where, contents)})
-    numeric = tuple(name in ("from", "95 % interval", "positions", "batch size", *person) for name in head)
+    kinds = {
+        "from": "number from",
+        "variant": "name",
+        "against": "name",
+        "run": "name",
+        "machine": "name",
+        "model": "name",
+    }
+    kinds |= dict.fromkeys(("95 % interval", "positions", "batch size", *person), "number")
     notes = dict.fromkeys(note for each in contents.comparisons for p in each.tipping_points for note in p.notes)
-    return {"head": list(zip(head, numeric, strict=True)), "rows": rows, "notes": list(notes)}
+    return {
+        "head": [
+            (name, kinds.get(name, "word") + (" facet" if place < len(names) else ""))
+            for place, name in enumerate(head)
+        ],
+        "rows": rows,
+        "notes": list(notes),
+    }
 
 
 def _tip_cells(point: TippingPoint, where: Sequence[str], contents: Contents) -> list[tuple[str, str | float]]:

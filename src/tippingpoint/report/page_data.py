@@ -87,7 +87,7 @@ def _cost_fill(comparison: Comparison, metric: str, axes: Record) -> Record:
     first = comparison.contest.baselines[0]
     points = [p for p in comparison.tipping_points if p.metric == metric and p.baseline == first]
     place = {subject: number for number, subject in enumerate(comparison.contest.subjects)}
-    told = metric_axes(metric, curves)
+    told = metric_axes(metric, curves, sum(point.length is not None for point in points))
     unit = comparison.setting.unit
     said = [sentence(point) for point in points]
     more = f"; {len(said) - _MOST_SENTENCES} more in the table" if len(said) > _MOST_SENTENCES else ""
@@ -124,14 +124,14 @@ def winner_cells(comparison: Comparison, metric: str) -> Record:
     """Return the cells of a winner map: a subject at a length, and how far behind the best one it is."""
     race, unit = comparison.race, comparison.setting.unit
     found: Sequence[Best] = comparison.fastest if metric == "latency" else comparison.smallest
-    columns = [_number(best.length, unit) for best in found]
+    columns = [_number(best.length) for best in found]
     cells = []
     for best in found:
         there = race.measured[best.length]
         costs = {subject: _cost(there[subject], metric) for subject in there}
         least = costs[best.subject]
         for subject in race.contest.subjects:
-            cell: Record = {"row": str(subject), "column": _number(best.length, unit)}
+            cell: Record = {"row": str(subject), "column": _number(best.length)}
             if subject in costs:
                 ratio = costs[subject] / least
                 mark = _BEST if subject == best.subject else _LEVEL if subject in best.level else ""
@@ -155,8 +155,8 @@ def _cost(measurement: Any, metric: str) -> float:
     return measurement.latency_s if metric == "latency" else float(measurement.memory.peak_bytes)
 
 
-def _number(length: float, unit: str) -> str:
-    return format_length(length, unit).split(" ")[0]
+def _number(length: float) -> str:
+    return f"{length:,.6g}"
 
 
 def batch_fill(group: Sequence[Comparison], looks: Looks) -> Record | None:
@@ -175,7 +175,7 @@ def batch_fill(group: Sequence[Comparison], looks: Looks) -> Record | None:
     cells = [
         {
             "row": str(each.setting.batch_size),
-            "column": _number(best.length, unit),
+            "column": _number(best.length),
             "subject": str(best.subject),
             "level": ", ".join(map(str, best.level)),
             "mark": _LEVEL if best.level else "",
@@ -185,7 +185,7 @@ def batch_fill(group: Sequence[Comparison], looks: Looks) -> Record | None:
     ]
     return {
         "rows": [str(each.setting.batch_size) for each in reversed(group)],
-        "columns": [_number(length, unit) for length in lengths],
+        "columns": [_number(length) for length in lengths],
         "cells": cells,
         "subjects": [str(subject) for subject in winners],
         "colors": [looks[subject][0] for subject in winners],

@@ -48,7 +48,7 @@ _HEIGHT = 400
 _LOW = 0.22
 # Stays as it is in the dark: it lies on cells that stay light.
 ON_CELL = "#1a1a1b"
-_CELL_COLORS = ("#2171b5", "#6baed6", "#bdd7e7", "#eff3ff", "#fee6ce")
+_CELL_COLORS = ("#7fb8dc", "#a9cfe8", "#cfe3f1", "#eef1f3", "#fbe3cd")
 _MOST_BEHIND = 8.0
 
 
@@ -68,7 +68,7 @@ def cost_figure() -> Record:
     """Return the figure that answers the question: cost against length, the person's lengths and tipping points."""
     import altair as alt
 
-    legend = alt.Legend(title=None, orient="bottom", symbolSize=70, symbolStrokeWidth=1.5, rowPadding=4)
+    legend = alt.Legend(title=None, orient="bottom", symbolSize=70, symbolOpacity=1, rowPadding=4)
     color = alt.Color("subject:N", legend=legend).scale(domain=["$subjects"], range=["$colors"])
     shape = alt.Shape("subject:N", legend=legend).scale(domain=["$subjects"], range=["$shapes"])
     chart = alt.LayerChart(
@@ -194,8 +194,8 @@ def winner_figure() -> Record:
     cells = base.mark_rect(stroke="white", strokeWidth=1.5).encode(
         x, y, color=alt.Color("behind:Q", scale=scale, legend=legend), tooltip=["row:N", "column:N", "says:N"]
     )
-    words = base.mark_text(fontSize=11).encode(x, y, text="mark:N", color=alt.value(ON_CELL))
-    return _specification(alt.LayerChart(layer=[cells, words], width="container", height=alt.Step(26)))
+    words = base.mark_text(fontSize=12).encode(x, y, text="mark:N", color=alt.value(ON_CELL))
+    return _specification(_rows([cells, words]))
 
 
 def batch_figure() -> Record:
@@ -207,22 +207,22 @@ def batch_figure() -> Record:
     )
     y = alt.Y("row:N", sort=["$rows_sort"], title="batch size").axis(ticks=False, domain=False, labelPadding=6)
     base = alt.Chart(_named("cells"))
-    legend = alt.Legend(title=None, orient="bottom", labelLimit=0, symbolSize=70)
+    legend = alt.Legend(title=None, orient="bottom", labelLimit=0, symbolSize=70, symbolOpacity=1)
     color = alt.Color("subject:N", legend=legend).scale(domain=["$subjects"], range=["$colors"])
     shape = alt.Shape("subject:N", legend=legend).scale(domain=["$subjects"], range=["$shapes"])
-    return _specification(
-        alt.LayerChart(
-            layer=[
-                base.mark_rect(stroke="white", strokeWidth=1.5, opacity=0.25).encode(x, y, color=color),
-                base.mark_point(filled=True, size=80, opacity=1).encode(
-                    x, y, color=color, shape=shape, tooltip=["subject:N", "row:N", "column:N", "level:N"]
-                ),
-                base.mark_text(dy=-9, dx=12, fontSize=10).encode(x, y, text="mark:N", color=alt.value(INK)),
-            ],
-            width="container",
-            height=alt.Step(34),
-        )
+    cells = base.mark_rect(stroke="white", strokeWidth=1.5, opacity=0.25).encode(x, y, color=color)
+    marks = base.mark_point(filled=True, size=80, opacity=1).encode(
+        x, y, color=color, shape=shape, tooltip=["subject:N", "row:N", "column:N", "level:N"]
     )
+    words = base.mark_text(dy=-9, dx=12, fontSize=10).encode(x, y, text="mark:N", color=alt.value(INK))
+    return _specification(_rows([cells, marks, words]))
+
+
+def _rows(layers: list[Any]) -> alt.LayerChart:
+    """Return layers as wide as there is room; the page makes them as high as their rows need."""
+    import altair as alt
+
+    return alt.LayerChart(layer=layers, width="container", height=_HEIGHT)
 
 
 def _specification(chart: Any) -> Record:
@@ -288,11 +288,12 @@ def _histogram_fill(lengths: LengthData | None, low: float, high: float) -> Reco
     }
 
 
-def metric_axes(metric: str, curves: Sequence[Curve]) -> Record:
-    """Return what fills the holes of the vertical axis, for the curves of one metric."""
+def metric_axes(metric: str, curves: Sequence[Curve], tips: int) -> Record:
+    """Return what fills the holes of the vertical axis, for the curves of one metric, with room for marks above."""
     title, factor, label = AXES[metric]
     values = [factor * point.value for curve in curves for point in curve.points]
-    low, high = log_ends(values, room=0.08)
+    low, high = log_ends(values, room=0.06)
+    high *= (high / low) ** (1.4 * _LINE * min(tips, _MOST_NAMED))
     return {
         "y_title": title,
         "factor": factor,

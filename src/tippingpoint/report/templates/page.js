@@ -55,7 +55,7 @@
     loader: { load: nothing, sanitize: nothing, http: nothing, file: nothing },
   };
 
-  const draw = async (figure, specification, holes, { rows, message, name }) => {
+  const draw = async (figure, specification, holes, { rows, message, name, height }) => {
     const element = document.getElementById(figure);
     if (!element) return;
     element.hidden = !specification;
@@ -66,6 +66,7 @@
     // A name of the legend takes about seven pixels a letter.
     const longest = Math.max(4, ...((holes && holes.subjects) || []).map((each) => each.length));
     if (holes) filled.config.legend.columns = Math.max(1, Math.floor(plot.clientWidth / (longest * 6.5 + 40)));
+    if (height) filled.height = height;
     const result = await vegaEmbed(plot, filled, options);
     recolour(plot);
     const drawing = one("svg", plot);
@@ -97,14 +98,14 @@
     if (!found) return draw("winner", null, {}, {});
     const holes = { cells: found.cells, columns_sort: found.columns, rows_sort: found.rows, x_title: current().x_title };
     const rows = cells(found, ["row", "column", "behind", "mark", "says"]);
-    return draw("winner", data.figures.winner, holes, { rows, message: found.message, name: `best-${state.winner}` });
+    return draw("winner", data.figures.winner, holes, { rows, message: found.message, name: `best-${state.winner}`, height: 26 * found.rows.length });
   };
   const drawBatch = () => {
     const found = data.batches[current().batch];
     if (!found) return draw("batch", null, {}, {});
     const holes = { ...found, columns_sort: found.columns, rows_sort: found.rows };
     const rows = cells(found, ["row", "column", "subject", "level"]);
-    return draw("batch", data.figures.batch, holes, { rows, message: found.message, name: "best-by-batch" });
+    return draw("batch", data.figures.batch, holes, { rows, message: found.message, name: "best-by-batch", height: 34 * found.rows.length });
   };
   const drawBreakdown = () => {
     const found = data.breakdowns[state.breakdown];
@@ -135,9 +136,10 @@
   const showBlock = () => {
     const every = document.getElementById("all-settings");
     for (const each of all(".block")) each.hidden = Number(each.dataset.block) !== state.block;
-    for (const each of all("#tips tbody tr")) {
-      each.hidden = !(every && every.checked) && Number(each.dataset.block) !== state.block;
-    }
+    const several = Boolean(every && every.checked);
+    for (const each of all("#tips tbody tr")) each.hidden = !several && Number(each.dataset.block) !== state.block;
+    // What all rows have in common stands above the table already.
+    for (const each of all("#tips .facet")) each.hidden = !several;
     for (const each of all(".batch-table")) each.hidden = Number(each.dataset.batch) !== current().batch;
     state.metric = choose(document.getElementById("metric"), Object.keys(current().costs), state.metric);
     const winners = Object.keys(current().winners);
