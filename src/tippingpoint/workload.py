@@ -334,6 +334,8 @@ class Study:
         compiled: See `Workload`.
         affinity: See `Workload`.
         batch_size: Sequences per call for latency and peak memory.
+        batch_budget: Instead of it, how much a call may hold in the native unit (tokens, seconds): as many sequences
+            of a length as fit, one at least.
         budget_s: Wall time to spend on measuring, in seconds.
         precision: A tipping point is refined until its 95 % interval reaches no further than this share of the
             length to either side (0.1 is 10 %).
@@ -358,6 +360,7 @@ class Study:
     compiled: bool = False
     affinity: tuple[int, ...] | None = None
     batch_size: int = 1
+    batch_budget: float | None = None
     budget_s: float = 300.0
     precision: float = 0.1
     target: float = 0.02
@@ -380,6 +383,8 @@ class Study:
         for phase in self.phases:
             check_choice("phase", phase, PHASES)
         check_count("repeats", self.repeats)
+        if self.batch_budget is not None and not self.batch_budget > 0:
+            raise InputError(f"the budget of a batch must be positive, got {self.batch_budget!r}")
         if not self.metrics or not self.phases:
             raise InputError("a study needs at least one metric and one phase")
         self.workload(self.baselines[0], low, self.phases[0])
@@ -389,12 +394,16 @@ class Study:
         """Baselines, then variants."""
         return tuple(dict.fromkeys(self.baselines + self.variants))
 
+    def batch_size_at(self, length: float) -> int:
+        """Return the sequences per call at a length."""
+        return self.batch_size if self.batch_budget is None else max(1, int(self.batch_budget // length))
+
     def workload(self, subject: Subject, length: float, phase: str) -> Workload:
         """Return the study's workload for a subject at a length."""
         return Workload(
             subject,
             length,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size_at(length),
             phase=phase,
             device=self.device,
             dtype=self.dtype,

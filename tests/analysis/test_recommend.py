@@ -98,9 +98,11 @@ def test_the_cost_of_a_candidate_is_the_mean_over_the_documents():
 def test_the_planted_best_is_recommended_for_any_lengths(lengths):
     means = {subject: sum(cost(n) for n in lengths) for subject, cost in COSTS.items()}
     best = min(means, key=lambda subject: means[subject])
-    found = answer(documents(*lengths), machine(noise=0))
-    # A tie to within rounding goes to the baseline.
-    assert found.choice == best or means[BERT] == pytest.approx(means[best], rel=1e-9)
+    found = answer(documents(*lengths * 100), machine(noise=0))
+    # What the documents themselves leave open goes to the baseline.
+    gains = np.array([COSTS[BERT](n) - COSTS[best](n) for n in lengths])
+    error = gains.std() / np.sqrt(100 * len(lengths))
+    assert found.choice == best or (found.choice == BERT and gains.mean() <= 3 * error + 1e-12)
 
 
 def test_a_baseline_within_noise_wins():
@@ -150,7 +152,7 @@ def test_errors_at_different_lengths_average_out():
             measurement(BERT, length, np.exp(0.1 * generator.standard_normal(40)), session=f"{length}-0")
             for length in lengths
         ]
-        found = answer(documents(*lengths), outcomes).candidates[0]
+        found = answer(documents(*lengths * 1000), outcomes).candidates[0]
         assert found.interval is not None
         return found.interval[1] - found.interval[0]
 
@@ -184,7 +186,7 @@ def test_the_objective_may_be_memory_at_the_longest_document():
     assert found.tipping_points[0].metric == "peak_memory"
     costs = {candidate.subject: candidate.cost for candidate in found.candidates}
     assert costs[LOCAL] == pytest.approx(1e10 * COSTS[LOCAL](4000), rel=0.01)
-    assert answer(documents(130, 140, 150, 4000)).choice == LOCAL
+    assert answer(documents(*[130, 140, 150, 4000] * 100)).choice == LOCAL
     assert answer(documents(130, 140, 150), objective="peak_memory").choice == BERT
 
 
@@ -207,7 +209,7 @@ def test_constraints_exclude_with_what_was_observed():
     assert found.choice == LOCAL
     why = excluded(found)
     assert why[LOCAL] is None
-    assert (why[BERT] or "").startswith("peak memory at the longest <= 1.00 GiB is not kept (1.8")
+    assert (why[BERT] or "").startswith("peak memory at most 1.00 GiB is not kept (1.8")
 
 
 def test_latency_is_held_at_the_95th_percentile_of_the_documents():
@@ -225,12 +227,12 @@ def test_throughput_is_held_over_all_documents():
     mean = 0.5 * (COSTS[LOCAL](200) + COSTS[LOCAL](4000))
     found = answer(documents(200, 4000), constraints=[Constraint("throughput", 0.9 / mean)])
     assert found.choice == LOCAL
-    assert "throughput >= " in (excluded(found)[BERT] or "")
+    assert "throughput at least " in (excluded(found)[BERT] or "")
 
 
 def test_all_constraints_count_together():
     constraints = [Constraint.parse("peak_memory<=100GiB"), Constraint.parse("latency<=1us")]
-    with pytest.raises(AnswerError, match=r"latency at the 95th percentile <= 1.00 us is not kept"):
+    with pytest.raises(AnswerError, match=r"latency at the 95th percentile at most 1.00 us is not kept"):
         answer(documents(200), constraints=constraints)
 
 
@@ -298,7 +300,7 @@ def test_an_answer_prints_in_a_terminal_and_a_notebook():
     text = str(found)
     assert text.startswith(f"use {found.choice}: {found.reason}")
     assert all(str(subject) in text for subject in COSTS)
-    assert found._repr_html_().startswith("<pre>")
+    assert "<table" in found._repr_html_()
 
 
 def test_an_unknown_objective_names_the_nearest():
@@ -328,7 +330,7 @@ def test_constraints_are_written_with_units(text, metric, bound):
     [
         ("fast please", "cannot read the constraint 'fast please'; expected latency<=DURATION"),
         ("", "cannot read the constraint ''; expected latency<=DURATION"),
-        ("latency=200ms", "expected latency<=DURATION, peak_memory<=SIZE or throughput>=SEQUENCES_PER_SECOND"),
+        ("latency=200ms", "latency_p99.*, peak_memory<=SIZE or throughput>=ITEMS_PER_SECOND"),
         ("latency<=", "cannot read the constraint 'latency<='"),
         ("latency>=200ms", "bounds the wrong side; expected latency<=DURATION"),
         ("throughput<=5", "bounds the wrong side"),
@@ -337,7 +339,7 @@ def test_constraints_are_written_with_units(text, metric, bound):
         ("peak_memory<=lots", "a memory size must be a number with a unit, such as 4GiB"),
         ("latency<=soon", "a duration must be a number with a unit, such as 90s"),
         ("latency<=0s", "a duration must be positive"),
-        ("throughput>=fast", "a throughput must be a positive number of sequences per second, got 'fast'"),
+        ("throughput>=fast", "a throughput must be a positive number of items per second, got 'fast'"),
         ("throughput>=-1", "a throughput must be a positive number"),
         ("throughput>=nan", "a throughput must be a positive number"),
     ],

@@ -140,7 +140,8 @@ def test_a_recommendation_becomes_a_record_with_its_reason():
     record = round_trip(answer)
     assert record["choice"] == str(answer.choice)
     assert record["reason"] == answer.reason
-    assert record["constraints"] == ["latency at the 95th percentile <= 1 h 00 m"]
+    assert record["batching"] == "one"
+    assert record["constraints"] == ["latency at the 95th percentile at most 1 h 00 m"]
     assert record["data"]["count"] == 4
     assert record["data"]["skipped"] == [{"path": "broken.csv:3", "reason": "no text"}]
     assert {candidate["subject"] for candidate in record["candidates"]} == set(map(str, SUBJECTS))
@@ -282,7 +283,7 @@ def test_candidates_are_shown_with_cost_remark_and_recommendation():
 def test_candidates_are_shown_in_the_unit_of_the_objective(objective):
     answer = replace(answer_of(outcomes_of()), objective=objective)
     text = text_of(candidates_table(answer))
-    head = {"latency": "mean latency", "throughput": "mean time at best batch", "peak_memory": "memory at longest"}
+    head = {"latency": "mean latency", "throughput": "time of one", "peak_memory": "peak memory"}
     assert head[objective] in text
 
 

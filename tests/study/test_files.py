@@ -37,6 +37,7 @@ size: small
 compile: true
 affinity: [2, 0, 1]
 batch_size: 4
+batch_budget: 60.5
 budget: 10m
 precision: 5%
 target: 1%
@@ -102,6 +103,7 @@ def test_every_field_of_a_study_can_be_said(path):
         compiled=True,
         affinity=(0, 1, 2),
         batch_size=4,
+        batch_budget=60.5,
         budget_s=600.0,
         precision=0.05,
         target=0.01,

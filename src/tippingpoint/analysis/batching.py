@@ -14,6 +14,8 @@ Items come in random order. Sizes of a budget and of a pack are in the native un
 from __future__ import annotations
 
 import bisect
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +47,7 @@ class Batches:
     lengths: np.ndarray
 
     def __len__(self) -> int:
+        """Return the number of batches."""
         return len(self.counts)
 
     def of(self, batch: int) -> np.ndarray:
@@ -56,6 +59,12 @@ class Batches:
     def padding(self) -> float:
         """Share of what runs, in the native unit, that is padding: 0 to 1."""
         return 1 - float(self.items.sum() / (self.sequences * self.lengths).sum())
+
+
+def together(parts: Sequence[Batches]) -> Batches:
+    """Return the batches of several runs over some items, one after the other."""
+    fields = zip(*((part.items, part.counts, part.sequences, part.lengths) for part in parts), strict=True)
+    return Batches(*map(np.concatenate, fields))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +90,10 @@ class Batching:
                 raise InputError(f"batching one by one has no size, got {self.size:g}; expected {_GRAMMAR}")
         elif self.size is None:
             raise InputError(f"batching {self.kind!r} needs a size; expected {_GRAMMAR}")
+        elif not 0 < self.size < math.inf:
+            raise InputError(f"the size of {self.kind!r} must be positive, got {self.size:g}")
         elif self._by_items and (self.size < 1 or self.size != int(self.size)):
             raise InputError(f"a batch holds a whole number of items, at least 1, got {self.size:g}")
-        elif not self.size > 0:
-            raise InputError(f"the size of {self.kind!r} must be positive, got {self.size:g}")
 
     @classmethod
     def parse(cls, text: str | Batching) -> Batching:
@@ -131,6 +140,9 @@ class Batching:
             generator: Of the order.
         """
         lengths = generator.permutation(np.asarray(lengths, dtype=float))
+        if self.kind == "one":
+            single = np.ones(len(lengths), dtype=int)
+            return Batches(lengths, single, single, lengths)
         if self.kind == "packed":
             return _packed(lengths, float(self.size or 0), generator)
         if self.kind in ("bucketed", "budget"):
@@ -207,6 +219,9 @@ def _packed(lengths: np.ndarray, most: float, generator: np.random.Generator) ->
 def _shuffled(batches: Batches, generator: np.random.Generator) -> Batches:
     """Return the batches in random order, their items with them."""
     order = generator.permutation(len(batches))
-    parts = np.split(batches.items, np.cumsum(batches.counts)[:-1])
-    items = np.concatenate([parts[number] for number in order])
-    return Batches(items, batches.counts[order], batches.sequences[order], batches.lengths[order])
+    counts = batches.counts[order]
+    # For each item, where it stands now: the begin of its batch, and its place in it.
+    begins = (np.cumsum(batches.counts) - batches.counts)[order]
+    places = np.arange(len(batches.items)) - np.repeat(np.cumsum(counts) - counts, counts)
+    items = batches.items[np.repeat(begins, counts) + places]
+    return Batches(items, counts, batches.sequences[order], batches.lengths[order])

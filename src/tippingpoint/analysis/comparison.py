@@ -97,7 +97,7 @@ def comparison_points(
     *,
     metric: str,
     phase: str,
-    batch_size: int = 1,
+    batch_size: int | None = 1,
 ) -> list[ComparisonPoint]:
     """Return what is known of a pair at each length, shortest first.
 
@@ -110,7 +110,8 @@ def comparison_points(
         variant: The subject that may be better.
         metric: "latency", "throughput" or "peak_memory".
         phase: "inference" or "training".
-        batch_size: Of latency and peak memory; throughput is at each one's best batch size.
+        batch_size: Of latency and peak memory; None takes every length at the batch size it was measured with.
+            Throughput is at each one's best batch size.
     """
     groups: dict[tuple[float, str], dict[Subject, Outcome]] = {}
     lost: dict[tuple[float, str], dict[Subject, Outcome]] = {}
@@ -124,7 +125,7 @@ def comparison_points(
         if outcome.session == session_root(outcome.session):
             # It failed in the pass that each subject runs alone, before any group was timed.
             lost.setdefault(at, {})[workload.subject] = outcome
-        elif metric == "throughput" or (workload.batch_size == batch_size and not is_best_batch(outcome)):
+        elif metric == "throughput" or (batch_size in (None, workload.batch_size) and not is_best_batch(outcome)):
             groups.setdefault(at, {})[workload.subject] = outcome
     found: dict[float, dict[str, ComparisonPoint]] = {}
     for (length, session), arms in groups.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -69,18 +69,23 @@ class CostCurve:
 
 
 def cost_curve(
-    outcomes: Iterable[Outcome], subject: Subject, *, metric: str, phase: str, batch_size: int = 1
+    outcomes: Iterable[Outcome],
+    subject: Subject,
+    *,
+    metric: str,
+    phase: str,
+    batch_size: Callable[[float], int] = lambda length: 1,
 ) -> CostCurve | None:
     """Return a subject's cost curve, or None if it was never measured.
 
-    Costs are seconds per sequence ("latency" at `batch_size`: seconds per batch), and bytes for "peak_memory".
+    Costs are seconds per sequence, and bytes of the whole batch for "peak_memory".
 
     Args:
         outcomes: Of one environment.
         subject: Options written out.
         metric: "latency", "throughput" or "peak_memory".
         phase: "inference" or "training".
-        batch_size: Of latency and peak memory.
+        batch_size: Length to the sequences per call of latency and peak memory; throughput is at the best batch size.
     """
     at_batch: dict[float, list[Measurement]] = {}
     at_best: dict[float, list[Measurement]] = {}
@@ -90,7 +95,7 @@ def cost_curve(
             continue
         if is_best_batch(outcome):
             at_best.setdefault(workload.length, []).append(outcome)
-        elif workload.batch_size == batch_size:
+        elif workload.batch_size == batch_size(workload.length):
             at_batch.setdefault(workload.length, []).append(outcome)
     chosen = {**at_batch, **at_best} if metric == "throughput" else at_batch
     columns = []
@@ -117,10 +122,7 @@ def _log_cost_replicates(found: Sequence[Measurement], metric: str) -> np.ndarra
         assert memory is not None, "measurements without memory were left out"
         noise = np.random.default_rng(_seed(subject, length)).standard_normal(_REPLICATES)
         return np.log(memory.peak_bytes) + MEMORY_TOLERANCE / 1.96 * noise
-    sequences = [1 if metric == "latency" else measurement.workload.batch_size for measurement in found]
-    seconds = np.concatenate(
-        [measurement.per_call_s / count for measurement, count in zip(found, sequences, strict=True)]
-    )
+    seconds = np.concatenate([measurement.per_call_s / measurement.workload.batch_size for measurement in found])
     processes = label_processes(measurement.processes for measurement in found)
     paired = seconds.size >= FEWEST_FOR_BOOTSTRAP and len(set(processes)) == 1
     seed = _seed(length) if paired else _seed(subject, length)

@@ -1,89 +1,29 @@
-"""Which subject to use for a person's own lengths, with the evidence and the reason in plain words."""
+"""Which subject to use for a person's own items, as they batch them: the choice, and what it rests on."""
 
 from __future__ import annotations
 
 import bisect
-import operator
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from tippingpoint.analysis.batching import Batching
+from tippingpoint.analysis.constraint import OBJECTIVES, Constraint, first_broken, measured_metric, show_value
 from tippingpoint.analysis.cost import CostCurve, cost_curve
+from tippingpoint.analysis.reasons import ITEMS, Answer, changes, notes, reason
+from tippingpoint.analysis.switching import Switch, best_switch
 from tippingpoint.analysis.tipping_point import TippingPoint, tipping_point
+from tippingpoint.analysis.workload_cost import Estimate, WorkloadCost, draws, epochs, resamples, workload_cost
 from tippingpoint.data import LengthData
 from tippingpoint.errors import AnswerError, InputError
 from tippingpoint.measurement import Environment, Failure, Outcome
-from tippingpoint.units import (
-    format_bytes,
-    format_length,
-    format_percent,
-    format_rate,
-    format_seconds,
-    parse_bytes,
-    parse_duration,
-)
-from tippingpoint.workload import METRICS, Subject, check_choice
+from tippingpoint.units import format_length
+from tippingpoint.workload import Subject, check_choice
 
-OBJECTIVES = METRICS
-ITEMS = {"text": "documents", "speech": "recordings", "vision": "images"}
-# A latency constraint is held at this percentile of the lengths; peak memory at the longest one.
-_LATENCY_PERCENTILE = 95
+__all__ = ["ITEMS", "OBJECTIVES", "Candidate", "Constraint", "Recommendation", "recommend_from"]
+
 _CONFIDENCE = 0.95
-_CONSTRAINT = re.compile(r"\s*([a-z_]+)\s*(<=|>=)\s*(.+?)\s*")
-
-
-@dataclass(frozen=True, slots=True)
-class Constraint:
-    """A bound that a subject must keep, such as `peak_memory<=4GiB`; SI units inside.
-
-    Latency is held at the 95th percentile of the lengths, throughput over all of them (sequences per second),
-    peak memory at the longest one.
-    """
-
-    metric: str
-    bound: float
-
-    @classmethod
-    def parse(cls, text: str) -> Constraint:
-        """Return the constraint written as `latency<=200ms`, `peak_memory<=4GiB` or `throughput>=5`.
-
-        Raises:
-            InputError: If the text does not follow the grammar.
-        """
-        expected = "expected latency<=DURATION, peak_memory<=SIZE or throughput>=SEQUENCES_PER_SECOND"
-        match = _CONSTRAINT.fullmatch(text)
-        if not match:
-            raise InputError(f"cannot read the constraint {text!r}; {expected}")
-        metric, sign, value = match.groups()
-        check_choice("constraint", metric, METRICS)
-        if sign != (">=" if metric == "throughput" else "<="):
-            raise InputError(f"the constraint {text!r} bounds the wrong side; {expected}")
-        return cls.of(metric, value)
-
-    @classmethod
-    def of(cls, metric: str, value: str | float) -> Constraint:
-        """Return the constraint on `metric`, from "4GiB", "200ms" or a plain number."""
-        check_choice("constraint", metric, METRICS)
-        if metric == "peak_memory":
-            return cls(metric, parse_bytes(value))
-        if metric == "latency":
-            return cls(metric, parse_duration(value))
-        try:
-            bound = float(value)
-        except ValueError:
-            bound = 0.0
-        if not bound > 0:
-            raise InputError(f"a throughput must be a positive number of sequences per second, got {value!r}")
-        return cls(metric, bound)
-
-    def __str__(self) -> str:
-        if self.metric == "peak_memory":
-            return f"peak memory at the longest <= {format_bytes(self.bound)}"
-        if self.metric == "latency":
-            return f"latency at the {_LATENCY_PERCENTILE}th percentile <= {format_seconds(self.bound)}"
-        return f"throughput >= {format_rate(self.bound)} sequences/s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,46 +32,48 @@ class Candidate:
 
     Attributes:
         subject: The subject.
-        cost: Expected cost of an item by the objective: seconds (latency, throughput) or bytes (peak memory at
-            the longest item).
+        cost: Expected cost by the objective: seconds of an item (latency, throughput) or bytes (peak memory).
         interval: Its 95 % interval.
-        peak_bytes: Peak memory at the longest covered item.
-        latency_95_s: Latency at the 95th percentile of lengths.
+        workload: Everything the data cost with it.
         excluded: Why it was left out, or None.
     """
 
     subject: Subject
     cost: float | None = None
     interval: tuple[float, float] | None = None
-    peak_bytes: float | None = None
-    latency_95_s: float | None = None
+    workload: WorkloadCost | None = None
     excluded: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Recommendation:
-    """Which subject to use for a person's lengths.
+    """Which subject to use for a person's items.
 
     Attributes:
         choice: The subject.
         baseline: The vanilla subject that the others were held against.
-        objective: "latency", "throughput" or "peak_memory".
+        objective: What it was chosen by: "latency" (mean of the items), "latency_p50", "latency_p95", "latency_p99",
+            "throughput" or "peak_memory".
         phase: "inference" or "training".
+        batching: How the items are batched.
         data: The lengths.
         covered: Share of the items no longer than what was measured; the answer speaks of them.
         reach: Longest length the answer speaks of.
         reason: Plain words.
         candidates: All of them, cheapest first.
-        tipping_points: Of every variant against the first baseline, by the objective.
+        switch: The best policy of two models, where one was asked for and gains anything.
+        tipping_points: Of every variant against the first baseline, by what was measured for the objective.
         environment: Where it was measured.
         constraints: What had to be kept.
-        notes: What would change the answer, and what is doubtful.
+        changes: What would change the answer.
+        notes: What is doubtful.
     """
 
     choice: Subject
     baseline: Subject
     objective: str
     phase: str
+    batching: Batching
     data: LengthData
     covered: float
     reach: float
@@ -139,7 +81,9 @@ class Recommendation:
     candidates: tuple[Candidate, ...]
     tipping_points: tuple[TippingPoint, ...]
     environment: Environment
+    switch: Switch | None = None
     constraints: tuple[Constraint, ...] = ()
+    changes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -149,18 +93,27 @@ class Recommendation:
             if candidate.cost is None or candidate.interval is None:
                 lines.append(f"{name} {candidate.excluded}")
                 continue
-            show = format_bytes if self.objective == "peak_memory" else format_seconds
-            low, high = candidate.interval
+            value, low, high = (show_value(self.objective, v) for v in (candidate.cost, *candidate.interval))
             suffix = f"  left out: {candidate.excluded}" if candidate.excluded else ""
-            lines.append(f"{name} {show(candidate.cost)}  (95 % {show(low)} to {show(high)}){suffix}")
+            lines.append(f"{name} {value}  (95 % {low} to {high}){suffix}")
+        lines += [f"  would change it: {change}" for change in self.changes]
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from html import escape
+        from tippingpoint.report.notebook import as_html
 
-        return f"<pre>{escape(str(self))}</pre>"
+        return as_html(self)
+
+
+@dataclass(frozen=True)
+class _Curves:
+    """Measured costs of one subject: seconds of a sequence, the same at its best batch sizes, bytes of a batch."""
+
+    seconds: CostCurve
+    at_best: CostCurve | None
+    memory: CostCurve | None
 
 
 def recommend_from(
@@ -172,8 +125,9 @@ def recommend_from(
     variants: Sequence[Subject],
     objective: str = "latency",
     phase: str = "inference",
-    batch_size: int = 1,
+    batching: Batching | str = "one",
     constraints: Iterable[Constraint] = (),
+    switch: bool = False,
 ) -> Recommendation:
     """Recommend a subject from measurements alone; nothing is measured and torch is not needed.
 
@@ -183,101 +137,151 @@ def recommend_from(
         environment: For the record.
         baselines: Vanilla subjects, options written out; the first one is the one to beat.
         variants: Efficient subjects, options written out.
-        objective: "latency" (seconds for an item, one at a time), "throughput" (the same at the best batch
-            size) or "peak_memory" (at the longest item).
+        objective: "latency" (mean of the items), "latency_p50", "latency_p95", "latency_p99", "throughput" (seconds
+            that an item takes; one by one, at the best batch size of each length) or "peak_memory" (of the batch that
+            needs most).
         phase: "inference" or "training".
-        batch_size: Of latency and peak memory.
+        batching: How the items are batched; its batch sizes must have been measured.
         constraints: What the choice must keep.
+        switch: Whether to look for a policy of two models as well.
 
     Raises:
+        InputError: If the batching is not one for the data's modality, or a switch is asked for by another objective
+            than latency or throughput.
         AnswerError: If no candidate was measured at any length, or none keeps the constraints.
     """
     check_choice("objective", objective, OBJECTIVES)
+    batching = Batching.parse(batching)
+    batching.check_modality(data.modality)
+    if switch and objective not in ("latency", "throughput"):
+        raise InputError(f"two models can be weighed by latency or throughput, got the objective {objective!r}")
     constraints = tuple(constraints)
     subjects = list(dict.fromkeys([*baselines, *variants]))
-
-    def curve(subject: Subject, metric: str) -> CostCurve | None:
-        return cost_curve(outcomes, subject, metric=metric, phase=phase, batch_size=batch_size)
-
-    curves = {subject: found for subject in subjects if (found := curve(subject, objective))}
+    curves = {subject: found for subject in subjects if (found := _curves(outcomes, subject, phase, batching))}
     if not curves:
         raise AnswerError(
-            f"no candidate has been measured ({', '.join(map(str, subjects))}); run `tippingpoint study` or give "
-            "a --budget"
+            f"no candidate has been measured {batching.describe(data.unit)} ({', '.join(map(str, subjects))}); run "
+            "`tippingpoint study`, or give a --budget"
         )
     # The answer speaks of lengths that the best-covered candidates share; who ends earlier is left out.
-    reach = max(found.reach for found in curves.values())
-    covered = bisect.bisect_right(data.lengths, reach)
-    if not covered:
+    reach = max(found.seconds.reach for found in curves.values())
+    if not bisect.bisect_right(data.lengths, reach):
         raise AnswerError(
             f"every item is longer than the longest measured length {format_length(reach, data.unit)}; the "
             f"shortest is {format_length(data.minimum, data.unit)}: measure longer, or cut with --max-length"
         )
-    lengths, counts = np.asarray(data.lengths[:covered]), np.asarray(data.counts[:covered])
-    weights = counts / counts.sum()
-    position_95 = int(np.searchsorted(np.cumsum(weights), _LATENCY_PERCENTILE / 100 - 1e-12))
-
+    items = resamples(data, reach)
+    formed = epochs(items, batching)
+    longest = max(float(epoch.lengths.max()) for epoch in formed)
+    if longest > reach:
+        raise AnswerError(
+            f"batching {batching} makes sequences of {format_length(longest, data.unit)}, longer than the longest "
+            f"measured {format_length(reach, data.unit)}: measure longer, or pack less"
+        )
+    costs: dict[Subject, dict[str, np.ndarray]] = {}
     rows: dict[Subject, Candidate] = {}
-    costs: dict[Subject, np.ndarray] = {}
     for subject in subjects:
         found = curves.get(subject)
-        if found is None:
-            rows[subject] = Candidate(subject=subject, excluded=_why_missing(subject, outcomes))
+        if found is None or found.seconds.reach < longest:
+            rows[subject] = Candidate(subject=subject, excluded=_why_missing(subject, outcomes, found, data.unit))
             continue
-        if found.reach < lengths[-1]:
-            end = format_length(found.reach, data.unit)
-            rows[subject] = Candidate(subject=subject, excluded=f"measured only up to {end}")
-            continue
-        at = found.at(lengths)
-        costs[subject] = at[:, -1] if objective == "peak_memory" else at @ weights
-        rate = curve(subject, "throughput")
-        observed = {
-            "latency": _center(curve(subject, "latency"), lengths[position_95]),
-            "peak_memory": _center(curve(subject, "peak_memory"), lengths[-1]),
-            "throughput": 1 / float(np.median(rate.at(lengths) @ weights)) if rate else None,
-        }
-        low, middle, high = np.percentile(costs[subject], [2.5, 50, 97.5])
-        rows[subject] = Candidate(
-            subject=subject,
-            cost=float(middle),
-            interval=(float(low), float(high)),
-            peak_bytes=observed["peak_memory"],
-            latency_95_s=observed["latency"],
-            excluded=_broken(constraints, observed),
-        )
+        memory = found.memory if found.memory and found.memory.reach >= longest else None
+        costs[subject] = draws(formed, found.seconds, memory)
+        costs[subject]["throughput"] = costs[subject]["per_item"]
+        if found.at_best and found.at_best.reach >= longest:
+            costs[subject]["throughput"] = draws(formed, found.at_best, None)["per_item"]
+        broken = first_broken(constraints, costs[subject])
+        rows[subject] = _candidate(subject, costs[subject], objective, formed[0].padded, broken)
     fit = [row for row in rows.values() if row.cost is not None and row.excluded is None]
     if not fit:
         reasons = "; ".join(f"{row.subject}: {row.excluded}" for row in rows.values())
         raise AnswerError(f"no candidate keeps the constraints: {reasons}")
     best = min(fit, key=lambda row: row.cost or 0.0)
-    choice, close = _prefer_vanilla(best, fit, costs, baselines)
+    by_objective = {row.subject: costs[row.subject][objective] for row in fit}
+    choice, close = _prefer_vanilla(best, fit, by_objective, baselines)
     points = tuple(
         tipping_point(
             outcomes,
             baselines[0],
             variant,
-            metric=objective,
+            metric=measured_metric(objective),
             phase=phase,
-            batch_size=batch_size,
+            batch_size=batching.sequences(reach),
+            batch_budget=batching.size if batching.kind == "budget" else None,
             device=outcomes[0].workload.device,
         )
         for variant in variants
     )
-    share = data.share_at_most(reach)
+    two = None
+    if switch:
+        one = objective == "throughput" and batching.kind == "one"
+        priced = {row.subject: curves[row.subject] for row in fit}
+        two = best_switch(
+            items,
+            batching,
+            {subject: (one and found.at_best) or found.seconds for subject, found in priced.items()},
+            by_objective,
+            objective,
+        )
+    answer = Answer(
+        data=data,
+        batching=batching,
+        objective=objective,
+        choice=choice.subject,
+        close=close.subject if close else None,
+        baseline=baselines[0],
+        costs=costs,
+        fit=tuple(row.subject for row in fit),
+        points=points,
+        constraints=constraints,
+        covered=data.share_at_most(reach),
+        reach=reach,
+        asked_for_switch=switch,
+        switch=two,
+    )
     return Recommendation(
         choice=choice.subject,
         baseline=baselines[0],
         objective=objective,
         phase=phase,
+        batching=batching,
         data=data,
-        covered=share,
+        covered=answer.covered,
         reach=reach,
-        reason=_reason(data, choice, close, rows[baselines[0]], objective, points),
+        reason=reason(answer),
         candidates=tuple(sorted(rows.values(), key=_order)),
+        switch=two,
         tipping_points=points,
         environment=environment,
         constraints=constraints,
-        notes=_notes(data, share, reach, points),
+        changes=changes(answer),
+        notes=notes(answer),
+    )
+
+
+def _curves(outcomes: Sequence[Outcome], subject: Subject, phase: str, batching: Batching) -> _Curves | None:
+    def curve(metric: str) -> CostCurve | None:
+        return cost_curve(outcomes, subject, metric=metric, phase=phase, batch_size=batching.sequences)
+
+    seconds = curve("latency")
+    if seconds is None:
+        return None
+    return _Curves(seconds, curve("throughput") if batching.kind == "one" else None, curve("peak_memory"))
+
+
+def _candidate(
+    subject: Subject, found: Mapping[str, np.ndarray], objective: str, padded: float, excluded: str | None
+) -> Candidate:
+    cost = workload_cost(found, padded)
+    if objective not in found:
+        return Candidate(subject=subject, workload=cost, excluded="peak memory was not measured")
+    by_objective = Estimate.of(found[objective])
+    return Candidate(
+        subject=subject,
+        cost=by_objective.value,
+        interval=by_objective.interval,
+        workload=cost,
+        excluded=excluded,
     )
 
 
@@ -285,30 +289,13 @@ def _order(row: Candidate) -> tuple[bool, float]:
     return (row.cost is None, row.cost or 0.0)
 
 
-def _center(curve: CostCurve | None, length: float) -> float | None:
-    if curve is None or length > curve.reach:
-        return None
-    return float(np.median(curve.at([length])))
-
-
-def _why_missing(subject: Subject, outcomes: Iterable[Outcome]) -> str:
+def _why_missing(subject: Subject, outcomes: Iterable[Outcome], found: _Curves | None, unit: str) -> str:
+    if found is not None:
+        return f"measured only up to {format_length(found.seconds.reach, unit)}"
     for outcome in outcomes:
         if isinstance(outcome, Failure) and outcome.workload.subject == subject:
             return f"{outcome.kind}: {outcome.message}"
     return "not measured"
-
-
-def _broken(constraints: Iterable[Constraint], observed: Mapping[str, float | None]) -> str | None:
-    """Return the first constraint that is not kept, with what was observed; None if all are."""
-    for constraint in constraints:
-        value = observed[constraint.metric]
-        if value is None:
-            return f"{constraint} could not be checked"
-        kept = operator.ge if constraint.metric == "throughput" else operator.le
-        if not kept(value, constraint.bound):
-            shown = {"peak_memory": format_bytes, "latency": format_seconds}.get(constraint.metric, format_rate)
-            return f"{constraint} is not kept ({shown(value)})"
-    return None
 
 
 def _prefer_vanilla(
@@ -321,66 +308,14 @@ def _prefer_vanilla(
 
     An approximation that is not certainly cheaper is not worth its risk: a baseline within noise wins.
     """
+
+    def certain(row: Candidate) -> bool:
+        return float((costs[best.subject][1:] < costs[row.subject][1:]).mean()) >= _CONFIDENCE
+
     for row in fit:
-        if row.subject in baselines and row is not best and best.subject not in baselines:
-            certain = float((costs[best.subject] < costs[row.subject]).mean())
-            if certain < _CONFIDENCE:
-                return row, best
+        if row.subject in baselines and row is not best and best.subject not in baselines and not certain(row):
+            return row, best
     for row in fit:
-        if row is not best and float((costs[best.subject] < costs[row.subject]).mean()) < _CONFIDENCE:
+        if row is not best and not certain(row):
             return best, row
     return best, None
-
-
-def _reason(
-    data: LengthData,
-    choice: Candidate,
-    close: Candidate | None,
-    baseline: Candidate,
-    objective: str,
-    points: Sequence[TippingPoint],
-) -> str:
-    items = ITEMS[data.modality]
-    most = format_length(data.percentile(95), data.unit)
-    best = {
-        "latency": f"fastest on average ({format_seconds(choice.cost or 0)} for one)",
-        "throughput": f"fastest in batches ({format_seconds(choice.cost or 0)} for one)",
-        "peak_memory": f"smallest at the longest ({format_bytes(choice.cost or 0)})",
-    }[objective]
-    text = f"95 % of your {items} are at most {most}, and {choice.subject} is {best}"
-    if close:
-        text += f", within noise of {close.subject}"
-    elif choice.subject != baseline.subject and baseline.cost and choice.cost:
-        text += f", {baseline.cost / choice.cost:.2f} times better than {baseline.subject}"
-    text += "."
-    for point in points:
-        if point.variant == choice.subject or not point.points:
-            continue
-        if point.length is not None:
-            share = format_percent(1 - data.share_at_most(point.length))
-            pays = format_length(float(f"{point.length:.2g}") if point.length >= 100 else point.length, data.unit)
-            text += f" {point.variant} would pay from about {pays} on, which {share} of them exceed."
-        elif point.verdict == "never":
-            text += (
-                f" {point.variant} does not pay up to {format_length(point.measured_range[1], data.unit)}, the "
-                "longest measured."
-            )
-    return text
-
-
-def _notes(data: LengthData, share: float, reach: float, points: Sequence[TippingPoint]) -> tuple[str, ...]:
-    notes = []
-    if share < 1:
-        notes.append(
-            f"{format_percent(1 - share)} of the items are longer than {format_length(reach, data.unit)}, the "
-            "longest measured: the answer does not speak of them (a larger --budget measures longer, "
-            "--max-length cuts)"
-        )
-    if data.estimated:
-        notes.append("lengths are estimates; --tokenizer counts them")
-    notes += data.notes()
-    if data.skipped_count:
-        notes.append(f"left out because it could not be read: {data.skipped_count:,} of the items")
-    notes += [f"{point.variant}: {point.answer}" for point in points if point.verdict == "undecided"]
-    notes.append("quality is not measured here: an approximation may cost accuracy")
-    return tuple(notes)

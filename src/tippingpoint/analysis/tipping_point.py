@@ -59,6 +59,7 @@ class TippingPoint:
             known.
         needed_s: About how much longer measuring would take to decide it, to reach the precision asked for, or (where
             it has not tipped) to look at a longer length; None where nothing is missing, or no time would be enough.
+        batch_budget: How much a batch holds in the native unit, where it has no fixed size; see `Study`.
     """
 
     baseline: Subject
@@ -78,6 +79,7 @@ class TippingPoint:
     sessions: int = 0
     seconds: float | None = None
     needed_s: float | None = None
+    batch_budget: float | None = None
 
     def ratios(self, lengths: Sequence[float]) -> np.ndarray:
         """Return how many times better the variant is at lengths: low end, median, high end, [3, lengths].
@@ -119,7 +121,8 @@ class TippingPoint:
         return f"{self.variant} is {better} from {point} on (95 % {ends}){several}"
 
     def __str__(self) -> str:
-        at = "" if self.metric == "throughput" else f", batch {self.batch_size}"
+        batch = self.batch_size if self.batch_budget is None else f"of {self.batch_budget:g} {self.unit}"
+        at = "" if self.metric == "throughput" else f", batch {batch}"
         lines = [f"{self.metric.replace('_', ' ')}, {self.phase}{at}, {self.device}: {self.answer}"]
         for point in self.points:
             low, high = point.interval
@@ -140,9 +143,9 @@ class TippingPoint:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        from html import escape
+        from tippingpoint.report.notebook import as_html
 
-        return f"<pre>{escape(str(self))}</pre>"
+        return as_html(self)
 
 
 def tipping_point(
@@ -153,6 +156,7 @@ def tipping_point(
     metric: str,
     phase: str,
     batch_size: int = 1,
+    batch_budget: float | None = None,
     device: str = "cpu",
 ) -> TippingPoint:
     """Return the tipping point of a pair from what was measured.
@@ -164,10 +168,12 @@ def tipping_point(
         metric: "latency", "throughput" or "peak_memory".
         phase: "inference" or "training".
         batch_size: See `TippingPoint`.
+        batch_budget: See `TippingPoint`; the outcomes then have no other batch sizes than it asks for.
         device: For the record.
     """
     architecture = architecture_of(baseline)
-    points = comparison_points(outcomes, baseline, variant, metric=metric, phase=phase, batch_size=batch_size)
+    size = batch_size if batch_budget is None else None
+    points = comparison_points(outcomes, baseline, variant, metric=metric, phase=phase, batch_size=size)
     found = locate_pair(points, baseline, variant)
     notes = list(found.notes)
     if found.length is not None and _is_staircase(baseline, variant):
@@ -186,6 +192,7 @@ def tipping_point(
         metric=metric,
         phase=phase,
         batch_size=batch_size,
+        batch_budget=batch_budget,
         device=device,
         unit=architecture.unit,
         verdict=found.verdict,

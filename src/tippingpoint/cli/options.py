@@ -12,6 +12,14 @@ from tippingpoint.errors import InputError
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.workload import Subject, check_affinity, check_choice
 
+BatchingPolicy = Annotated[
+    str,
+    typer.Option(
+        "--batching",
+        help="How you batch: one, fixed:8 (padded to the longest), bucketed:8 (of like length), budget:16k (tokens "
+        "or seconds in a batch) or packed:4096 (laid end to end).",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Size = Annotated[str, typer.Option(help="base (the published Base shapes), small or tiny (for quick looks).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]

@@ -8,17 +8,27 @@ from typing import Annotated
 import typer
 
 from tippingpoint.cli.lengths import Column, MaxLength, Modality, Paths, Tokenizer, read
-from tippingpoint.cli.options import Budget, Device, Dtype, Json, Phase, Size, StorePath, Threads
+from tippingpoint.cli.options import BatchingPolicy, Budget, Device, Dtype, Json, Phase, Size, StorePath, Threads
 
 
 def command(
     paths: Paths,
     modality: Modality = "text",
-    objective: Annotated[str, typer.Option(help="latency, throughput or memory.")] = "latency",
+    objective: Annotated[
+        str,
+        typer.Option(help="latency (mean), latency_p50, latency_p95, latency_p99, throughput or memory."),
+    ] = "latency",
     constraint: Annotated[
         list[str] | None,
-        typer.Option(help="Such as 'peak_memory<=4GiB', 'latency<=200ms', 'throughput>=5'; may be repeated."),
+        typer.Option(
+            help="Such as 'peak_memory<=4GiB', 'latency<=200ms' (95th percentile), 'latency_p99<=1s', "
+            "'throughput>=5'; may be repeated."
+        ),
     ] = None,
+    batching: BatchingPolicy = "one",
+    switch: Annotated[
+        bool, typer.Option("--switch", help="Look for two models too: one up to a length, another above it.")
+    ] = False,
     candidates: Annotated[
         str | None,
         typer.Option(help="Subjects to choose from, separated by spaces; the preset's by default."),
@@ -34,14 +44,19 @@ def command(
     threads: Threads = None,
     size: Size = "base",
     store: StorePath = Path("tippingpoint.sqlite"),
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the answer too: .md, or .json with everything.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Say which encoder to use for your own files, from which length on another pays, and why.
 
     Example: tippingpoint recommend README.md docs --size tiny --budget 20s
     """
-    from tippingpoint.analysis.recommend import Constraint
+    from tippingpoint.analysis.batching import Batching
+    from tippingpoint.analysis.constraint import OBJECTIVES, Constraint
     from tippingpoint.cli.output import progress, show, show_json
+    from tippingpoint.report.recommendation import check_output, write_recommendation
     from tippingpoint.report.tables import (
         candidates_table,
         lengths_table,
@@ -52,9 +67,12 @@ def command(
     from tippingpoint.store import Store
     from tippingpoint.study.recommend import recommend
     from tippingpoint.units import parse_duration
-    from tippingpoint.workload import METRICS, Subject, check_choice
+    from tippingpoint.workload import Subject, check_choice
 
-    wanted = check_choice("objective", "peak_memory" if objective == "memory" else objective, METRICS)
+    wanted = check_choice("objective", "peak_memory" if objective == "memory" else objective, OBJECTIVES)
+    policy = Batching.parse(batching)
+    # Before minutes of measuring.
+    target = None if output is None else check_output(output)
     bounds = [Constraint.parse(text) for text in constraint or ()]
     chosen = [Subject.parse(text) for text in candidates.split()] if candidates else None
     data = read(paths, modality, column, tokenizer, max_length)
@@ -66,6 +84,8 @@ def command(
             candidates=chosen,
             objective=wanted,
             constraints=bounds,
+            batching=policy,
+            switch=switch,
             phase=phase,
             device=device,
             dtype=dtype,
@@ -77,6 +97,9 @@ def command(
             progress=progress,
         )
         outcomes = opened.outcomes(environment=answer.environment.fingerprint)
+    if target is not None:
+        write_recommendation(answer, target)
+        progress(f"wrote {target}")
     if json:
         show_json(answer)
         return
@@ -87,5 +110,7 @@ def command(
     show(tipping_points_table(answer.tipping_points), "")
     show(candidates_table(answer), "")
     show(f"Use {answer.choice}: {answer.reason}")
+    for change in answer.changes:
+        show(f"would change it: {change}")
     for note in answer.notes:
         show(f"note: {note}")

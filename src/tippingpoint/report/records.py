@@ -7,9 +7,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from tippingpoint.analysis.batching import Batching
 from tippingpoint.analysis.breakdown import Breakdown
 from tippingpoint.analysis.comparison import ComparisonPoint
-from tippingpoint.analysis.recommend import Constraint, Recommendation
+from tippingpoint.analysis.constraint import Constraint
+from tippingpoint.analysis.recommend import Recommendation
 from tippingpoint.data import LengthData
 from tippingpoint.measurement import Failure, Measurement
 from tippingpoint.workload import Subject
@@ -22,7 +24,7 @@ def plain(value: Any) -> Any:
 
     An infinite ratio (one side ran out of memory) becomes None; its point says so by `censored`.
     """
-    if isinstance(value, Subject | Constraint):
+    if isinstance(value, Subject | Constraint | Batching):
         return str(value)
     if isinstance(value, ComparisonPoint):
         return plain(

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from tippingpoint.analysis.constraint import show_value
 from tippingpoint.analysis.recommend import ITEMS, Recommendation
 from tippingpoint.analysis.tipping_point import TippingPoint
+from tippingpoint.analysis.workload_cost import WorkloadCost
 from tippingpoint.data import LengthData
 from tippingpoint.measurement import Failure, Measurement, Outcome, is_best_batch
 from tippingpoint.models.catalog import architecture_of
@@ -188,26 +190,39 @@ def notes(points: Sequence[TippingPoint]) -> list[str]:
 
 
 def candidates_table(answer: Recommendation) -> Table:
-    """Return what each candidate would cost on the person's data."""
-    cost = {
-        "latency": "mean latency",
-        "throughput": "mean time at best batch",
-        "peak_memory": "memory at longest",
-    }[answer.objective]
+    """Return what each candidate would cost on the person's data, as it is batched."""
+    by = {"latency": "mean latency", "throughput": "time of one"}.get(
+        answer.objective, answer.objective.replace("_", " ")
+    )
+    batched = answer.batching.kind not in ("one", "packed")
+    columns = ["candidate", by, "95 %", "1,000 take", "p50", "p95", "p99", "peak memory"]
     table = plain_table(
-        "On your data", "candidate", cost, "95 %", "latency at 95th pct", "memory at longest", "remark"
+        f"On your data, {answer.batching.describe(answer.data.unit)}",
+        *columns,
+        *["padding"] * batched,
+        "remark",
     )
     table.columns[-1].justify = "left"
     table.columns[-1].no_wrap = False
-    show = format_bytes if answer.objective == "peak_memory" else format_seconds
     for row in answer.candidates:
-        interval = "" if row.interval is None else " to ".join(show(end) for end in row.interval)
-        table.add_row(
-            Text(str(row.subject), style="bold green" if row.subject == answer.choice else ""),
-            "" if row.cost is None else show(row.cost),
-            interval,
-            "" if row.latency_95_s is None else format_seconds(row.latency_95_s),
-            "" if row.peak_bytes is None else format_bytes(row.peak_bytes),
-            row.excluded or ("recommended" if row.subject == answer.choice else ""),
-        )
+        name = Text(str(row.subject), style="bold green" if row.subject == answer.choice else "")
+        remark = row.excluded or ("recommended" if row.subject == answer.choice else "")
+        cells = [""] * (len(table.columns) - 2)
+        if row.cost is not None and row.interval is not None:
+            value, *ends = (show_value(answer.objective, value) for value in (row.cost, *row.interval))
+            cells[:2] = value, " to ".join(ends)
+        if row.workload:
+            cells[2:] = _workload_cells(row.workload)[: len(cells) - 2]
+        table.add_row(name, *cells, remark)
     return table
+
+
+def _workload_cells(cost: WorkloadCost) -> list[str]:
+    """Return seconds of 1,000 items, percentiles of latency, peak memory and padding."""
+    latencies = (cost.latency_p50_s, cost.latency_p95_s, cost.latency_p99_s)
+    return [
+        format_seconds(cost.per_1000_s.value),
+        *(format_seconds(latency.value) for latency in latencies),
+        format_bytes(cost.peak_bytes.value) if cost.peak_bytes else "",
+        format_percent(cost.padding.value),
+    ]

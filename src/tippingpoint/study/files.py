@@ -39,6 +39,7 @@ class StudyFile(BaseModel):
     compile: bool = False
     affinity: list[int] | None = None
     batch_size: int = 1
+    batch_budget: float | None = None
     budget: _Duration = 300.0
     precision: _Fraction = 0.1
     target: _Fraction = 0.02

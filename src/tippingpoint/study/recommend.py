@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
+from typing import Any
 
-from tippingpoint.analysis.recommend import Constraint, Recommendation, recommend_from
+import numpy as np
+
+from tippingpoint.analysis.batching import Batching
+from tippingpoint.analysis.constraint import OBJECTIVES, Constraint, measured_metric
+from tippingpoint.analysis.recommend import Recommendation, recommend_from
+from tippingpoint.analysis.workload_cost import epochs, resamples
 from tippingpoint.data import LengthData
 from tippingpoint.errors import InputError
 from tippingpoint.models.catalog import architecture_of, check_subject, is_vanilla, modality_of
@@ -26,6 +33,8 @@ def recommend(
     modality: str | None = None,
     objective: str = "latency",
     constraints: Mapping[str, str | float] | Sequence[Constraint] = (),
+    batching: str | Batching = "one",
+    switch: bool = False,
     phase: str = "inference",
     device: str = "cpu",
     dtype: str = "float32",
@@ -43,9 +52,14 @@ def recommend(
         candidates: Subjects to choose from, such as ["bert", "nystromformer"]; those of the modality's preset
             by default. The vanilla ones are the baselines; without any, the preset's first is added.
         modality: "text", "speech" or "vision"; needed if neither lengths nor candidates tell.
-        objective: "latency", "throughput" or "peak_memory".
-        constraints: What the choice must keep: {"peak_memory": "4GiB"} (at the longest item),
-            {"latency": "200ms"} (at the 95th percentile of lengths), {"throughput": 5} (sequences per second).
+        objective: "latency" (mean of the items), "latency_p50", "latency_p95", "latency_p99", "throughput" or
+            "peak_memory".
+        constraints: What the choice must keep: {"peak_memory": "4GiB"} (of the batch that needs most),
+            {"latency": "200ms"} (95th percentile of the items; "latency_p50" and "latency_p99" are theirs),
+            {"throughput": 5} (items per second).
+        batching: How the items are batched: "one", "fixed:8", "bucketed:8", "budget:16k" or "packed:4096"; see
+            `Batching`.
+        switch: Whether to look for two models, one for items up to a length and another above it.
         phase: "inference" or "training".
         device: "cpu", "cuda" or "cuda:N".
         dtype: "float32", "bfloat16" or "float16".
@@ -61,7 +75,8 @@ def recommend(
         AnswerError: If no candidate could be measured, or none keeps the constraints.
     """
     with open_store(store, create=measure) as opened:
-        check_choice("objective", objective, ("latency", "throughput", "peak_memory"))
+        check_choice("objective", objective, OBJECTIVES)
+        batching = Batching.parse(batching)
         wanted: list[Constraint] = []
         if isinstance(constraints, Mapping):
             wanted += [Constraint.of(metric, value) for metric, value in constraints.items()]
@@ -69,7 +84,20 @@ def recommend(
             wanted += constraints
         subjects = [check_subject(Subject.parse(candidate)) for candidate in candidates or ()]
         data = _as_data(lengths, modality, subjects)
-        study = _study(data, subjects, objective, wanted, phase, device, dtype, threads, size, budget_s)
+        batching.check_modality(data.modality)
+        metrics = measured_metrics(batching, objective, *(constraint.metric for constraint in wanted))
+        study = workload_study(
+            data,
+            subjects,
+            batching,
+            metrics=metrics,
+            phase=phase,
+            device=device,
+            dtype=dtype,
+            threads=threads,
+            size=size,
+            budget_s=budget_s,
+        )
         if measure:
             result = run_study(study, opened, progress=progress)
         else:
@@ -84,7 +112,9 @@ def recommend(
         variants=result.study.variants,
         objective=objective,
         phase=phase,
+        batching=batching,
         constraints=wanted,
+        switch=switch,
     )
 
 
@@ -103,18 +133,33 @@ def _as_data(lengths: LengthData | Iterable[float], modality: str | None, subjec
     return data
 
 
-def _study(
-    data: LengthData,
-    subjects: Sequence[Subject],
-    objective: str,
-    constraints: Sequence[Constraint],
-    phase: str,
-    device: str,
-    dtype: str,
-    threads: int | None,
-    size: str,
-    budget_s: float,
+def measured_metrics(batching: Batching, *names: str) -> tuple[str, ...]:
+    """Return the metrics that must be measured for objectives and constraints.
+
+    One by one, throughput is that of the best batch size, which must be looked for; another policy has its own.
+    """
+    found = dict.fromkeys(map(measured_metric, names))
+    if batching.kind != "one" and "throughput" in found:
+        found = dict.fromkeys("latency" if name == "throughput" else name for name in found)
+    return tuple(found)
+
+
+def workload_study(
+    data: LengthData, subjects: Sequence[Subject], batching: Batching, *, metrics: tuple[str, ...], **options: Any
 ) -> Study:
+    """Return the study that prices a person's items as they are batched.
+
+    Args:
+        data: The person's lengths.
+        subjects: To choose from, options written out; those of the modality's preset if there are none. Without a
+            vanilla one the preset's first is the baseline.
+        batching: How items are batched.
+        metrics: What to measure.
+        options: Further fields of `Study`.
+
+    Raises:
+        InputError: If all subjects are vanilla, or an option is not legal.
+    """
     preset = PRESETS[data.modality]
     # A second baseline would cost time and is slower than the first: what a user would run is enough here.
     subjects = subjects or (*preset.baselines[:1], *preset.variants)
@@ -125,22 +170,20 @@ def _study(
             f"the candidates {', '.join(map(str, subjects))} are all vanilla; add an efficient one, such as "
             f"{preset.variants[0]}"
         )
-    longest = architecture_of(baselines[0]).nearest_legal(data.maximum)
-    shortest = min(data.percentile(_FIRST_PERCENTILE), longest / 2)
-    metrics = dict.fromkeys((objective, *(constraint.metric for constraint in constraints)))
+    (epoch,) = epochs(resamples(data, math.inf, count=0), batching)
+    longest = architecture_of(baselines[0]).nearest_legal(float(epoch.lengths.max()))
+    ran = LengthData.of(np.repeat(epoch.lengths, epoch.batches), modality=data.modality)
     return Study(
         name=f"recommend {data.modality}",
         modality=data.modality,
         baselines=baselines,
         variants=variants,
-        lengths=(shortest, longest),
-        metrics=tuple(metrics),
-        phases=(phase,),
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        size=size,
-        budget_s=budget_s,
+        lengths=(min(ran.percentile(_FIRST_PERCENTILE), longest / 2), longest),
+        metrics=metrics,
+        batch_size=1 if batching.kind == "budget" else batching.sequences(longest),
+        batch_budget=batching.size if batching.kind == "budget" else None,
         # Every item of the data has a cost, not only those near a tipping point.
         whole_range=True,
+        phases=(options.pop("phase"),),
+        **options,
     )

@@ -110,7 +110,8 @@ def study_key(study: Study) -> str:
         study.compiled,
         study.affinity,
     )
-    digest = hashlib.sha256(repr((*parts, study.batch_size)).encode()).hexdigest()[:8]
+    batches = (study.batch_size,) if study.batch_budget is None else ("budget", study.batch_budget)
+    digest = hashlib.sha256(repr((*parts, *batches)).encode()).hexdigest()[:8]
     return f"{study.name} {digest}"
 
 
@@ -210,6 +211,7 @@ def collect(study: Study, store: Store, environment: Environment, label: str = "
                 metric=metric,
                 phase=phase,
                 batch_size=study.batch_size,
+                batch_budget=study.batch_budget,
                 device=study.device,
             ),
             study,
@@ -441,7 +443,7 @@ def _memory_points(study: Study, subject: Subject, phase: str, known: Known) -> 
         if isinstance(outcome, Measurement)
         and outcome.memory
         and (outcome.workload.subject, outcome.workload.phase) == (subject, phase)
-        and outcome.workload.batch_size == study.batch_size
+        and outcome.workload.batch_size == study.batch_size_at(outcome.workload.length)
     ]
 
 

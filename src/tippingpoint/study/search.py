@@ -324,7 +324,8 @@ class _Search:
         return [
             outcome
             for outcome in self.outcomes
-            if isinstance(outcome, Failure) and outcome.workload.batch_size == self.study.batch_size
+            if isinstance(outcome, Failure)
+            and outcome.workload.batch_size == self.study.batch_size_at(outcome.workload.length)
         ]
 
     @cached_property
@@ -489,9 +490,7 @@ class _Search:
     # What is known
 
     def _points(self, pair: tuple[Subject, Subject], metric: str) -> list[ComparisonPoint]:
-        return comparison_points(
-            self.outcomes, *pair, metric=metric, phase=self.phase, batch_size=self.study.batch_size
-        )
+        return comparison_points(self.outcomes, *pair, metric=metric, phase=self.phase, batch_size=None)
 
     def _plan(self, pair: tuple[Subject, Subject], metric: str) -> list[ComparisonPoint]:
         """Return what is known of a pair, with what shallow models tell where nothing else does."""
@@ -686,7 +685,8 @@ class _Costs:
             found |= self.screened_s(subject)
         for outcome in self.known.outcomes:
             workload = outcome.workload
-            mine = (workload.subject, workload.phase, workload.batch_size) == (subject, phase, self.study.batch_size)
+            own = self.study.batch_size_at(workload.length)
+            mine = (workload.subject, workload.phase, workload.batch_size) == (subject, phase, own)
             if isinstance(outcome, Measurement) and mine:
                 found[workload.length] = outcome.latency_s
         return found
