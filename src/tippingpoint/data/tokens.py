@@ -9,6 +9,7 @@ from functools import partial
 from textwrap import shorten
 from typing import Any
 
+from tippingpoint.data.word_counts import WordCounts
 from tippingpoint.errors import DataError, InputError
 
 Counter = Callable[[list[str]], list[int]]
@@ -26,8 +27,6 @@ _PIECE = re.compile(
     rf"|[^\W\d_{_CJK}]{{1,3}}"  # rest of a word
     r"|\d{1,2}|[^\w\s]|_"
 )
-_LONGEST_KEPT_WORD = 40
-_MOST_KEPT_WORDS = 500_000
 
 
 def estimate_tokens(document: str) -> int:
@@ -47,7 +46,7 @@ def estimate_tokens(document: str) -> int:
     whose words of over 100 letters that tokenizer makes one unknown token each. Other tokenizers count
     otherwise. Give a tokenizer where that matters.
     """
-    return _SPECIAL_TOKENS + sum(map(_PIECES.__getitem__, document.split()))
+    return _ESTIMATE([document])[0]
 
 
 def method_of(tokenizer: str | None) -> str:
@@ -92,13 +91,28 @@ def _tokenizers_counter(file: str, name: str) -> Counter:
     tokenizer.no_truncation()
     tokenizer.no_padding()
 
-    def count(texts: list[str]) -> list[int]:
+    def count(texts: list[str], special: bool = True) -> list[int]:
         try:
-            return [len(encoding) for encoding in tokenizer.encode_batch_fast(texts)]
+            return [len(encoding) for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=special)]
         except Exception as error:  # the library raises nothing narrower
             raise DataError(f"the tokenizer {name!r} failed on a document: {error}") from error
 
-    return count
+    if not _takes_words_apart(tokenizer):
+        return count
+    return WordCounts(partial(count, special=False), len(tokenizer.encode("")))
+
+
+def _takes_words_apart(tokenizer: Any) -> bool:
+    """Return whether a tokenizer counts each word for itself, as those of BERT's kind do, which are slow otherwise.
+
+    They replace characters one by one and split at blanks before anything else. Tokens that are looked for in the
+    text before that must not reach over a blank either.
+    """
+    kinds = (type(tokenizer.normalizer).__name__, type(tokenizer.pre_tokenizer).__name__)
+    added = tokenizer.get_added_tokens_decoder().values()
+    return kinds == ("BertNormalizer", "BertPreTokenizer") and not any(
+        character.isspace() for token in added for character in token.content
+    )
 
 
 def open_tokenizer(folder: str | os.PathLike[str]) -> Any:
@@ -147,25 +161,14 @@ def _transformers_counter(source: str, name: str) -> Counter:
     return count
 
 
+def _count_pieces(words: list[str]) -> list[int]:
+    return [len(_PIECE.findall(word)) for word in words]
+
+
+# No piece reaches over white space, so the estimate is a sum over words.
+_ESTIMATE = WordCounts(_count_pieces, _SPECIAL_TOKENS)
+
+
 def estimate_all(texts: list[str]) -> list[int]:
     """Return `estimate_tokens` of many documents."""
-    return [estimate_tokens(text) for text in texts]
-
-
-class _Pieces(dict[str, int]):
-    """The number of pieces of every word met, a word being what stands between white space.
-
-    No piece reaches over white space, so the pieces of a document are those of its words, most of which were met
-    before.
-    """
-
-    def __missing__(self, word: str) -> int:
-        pieces = len(_PIECE.findall(word))
-        if len(word) <= _LONGEST_KEPT_WORD:
-            if len(self) >= _MOST_KEPT_WORDS:
-                self.clear()
-            self[word] = pieces
-        return pieces
-
-
-_PIECES = _Pieces()
+    return _ESTIMATE(texts)
