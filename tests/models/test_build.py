@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -258,3 +259,175 @@ def test_every_architecture_runs_in_bfloat16_or_says_why_not(name, phase):
             build(workload)
     else:
         build(workload).call(workload)()
+
+
+# Architectures whose padding changes nothing that is real, as the library has them. In the others it does: FNet and
+# YOSO know no mask; landmarks, hashes, blocks and pools lie elsewhere in a longer input (Nystromformer, Reformer,
+# BigBird, Funnel); front ends normalise over time, or convolutions reach into it (data2vec, Wav2Vec2-Conformer).
+RESPECTFUL = (
+    *("bert", "roberta", "modernbert", "bart", "t5", "longformer", "led", "longt5"),
+    *("wav2vec2-bert", "parakeet_encoder"),
+)
+# Every variant as it goes through a padded batch; BERT stands for text, W2v-BERT for speech.
+PUT_IN = (
+    "eager",
+    "local:window=5",
+    "local:window=5,num_global=2",
+    "nystrom:landmarks=8",
+    "linear",
+    "linformer:rank=8",
+    "pooled:ratio=3",
+    "heads",
+    "reuse:group=2",
+    "local:window=5+reuse:group=2",
+)
+PADDED_LENGTHS = {"text": (750, (710, 623)), "speech": (2.0, (1.8, 1.1))}
+
+
+def fed(live: LiveSubject, workload: Workload, lengths: tuple[float, ...]) -> dict[str, Tensor]:
+    """What a model is called with after it was fed a batch."""
+    call = live.call(workload)
+    live.feed(call, workload.replace(length=max(lengths)), lengths)
+    return call.batch
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [*RESPECTFUL, *(f"{name}@{variant}" for name in ("bert", "wav2vec2-bert") for variant in PUT_IN)],
+)
+def test_a_padded_batch_gives_each_item_what_it_gets_alone(subject):
+    longest, lengths = PADDED_LENGTHS[ARCHITECTURES[subject.partition("@")[0]].modality]
+    workload = tiny(subject, length=longest)
+    live = build(workload)
+    both = fed(live, workload, lengths)
+    name = next(iter(both))
+    with torch.inference_mode():
+        together = live.model(**both).last_hidden_state
+    for row, length in enumerate(lengths):
+        alone = fed(live, workload, (length,))
+        # The same values, and padding only where the library pads a single input too.
+        steps = min(alone[name].shape[1], both[name].shape[1])
+        alone[name][:, :steps] = both[name][row : row + 1, :steps]
+        with torch.inference_mode():
+            hidden_alone = live.model(**alone).last_hidden_state[0]
+        positions = live.architecture.positions(length)
+        wanted = hidden_alone[:positions]
+        error = (together[row, :positions] - wanted).abs().max()
+        assert error <= 1000 * torch.finfo(torch.float32).eps * wanted.abs().max()
+
+
+@pytest.mark.parametrize("name", ["bert", "nystromformer", "wav2vec2-bert"])
+def test_without_its_mask_a_padded_batch_would_give_something_else(name):
+    longest, lengths = PADDED_LENGTHS[ARCHITECTURES[name].modality]
+    workload = tiny(name, length=longest)
+    live = build(workload)
+    both = fed(live, workload, lengths)
+    # Nystromformer's mask is added to scores; the others' counts what is real.
+    nothing = torch.full_like(both["attention_mask"], 0 if name == "nystromformer" else 1)
+    with torch.inference_mode():
+        masked = live.model(**both).last_hidden_state[1, :40]
+        plain = live.model(**{**both, "attention_mask": nothing}).last_hidden_state[1, :40]
+    assert (masked - plain).abs().max() > 1e-4 * masked.abs().max()
+
+
+PADDING = [name for name, row in ARCHITECTURES.items() if row.modality != "vision" and not row.needs_one_length]
+
+
+@pytest.mark.parametrize("name", PADDING)
+def test_masks_are_those_that_tokenizers_and_feature_extractors_hand_over(name):
+    row = ARCHITECTURES[name]
+    longest, lengths = PADDED_LENGTHS[row.modality]
+    workload = tiny(name, length=longest)
+    live = build(workload)
+    batch = fed(live, workload, lengths)
+    values, mask = next(iter(batch.values())), batch.get("attention_mask")
+    assert (mask is None) == (name in {"fnet", "hubert", "wav2vec2", "wavlm", "sew"}) == bool(row.unmasked)
+    if mask is None:
+        return
+    real = mask[:, 0, 0] == 0 if name == "nystromformer" else mask.bool()
+    assert real.shape == values.shape[:2]
+    ends = real.sum(dim=1)
+    assert ends[0] > ends[1]
+    assert (real == (torch.arange(values.shape[1]) < ends[:, None])).all()
+    # What is padded holds the tokenizer's padding, or silence.
+    filler = (live.config["pad_token_id"] or 0) if row.modality == "text" else 0
+    assert (values[1, ends[1] :] == filler).all()
+
+
+def test_models_without_a_mask_are_those_that_normalise_over_time():
+    """The rule that the library's feature extractor states, and follows for no mask."""
+    for name, row in ARCHITECTURES.items():
+        config = getattr(transformers, row.config_class)(**row.sizes["base"]).to_dict()
+        if row.modality == "speech" and "feat_extract_norm" in config and name != "data2vec-audio":
+            assert bool(row.unmasked) == (config["feat_extract_norm"] == "group"), name
+
+
+def test_the_librarys_feature_extractor_pads_with_silence_and_gives_no_mask_for_them():
+    """Silence is one value: the extractor normalises what it has padded."""
+    sound = [torch.randn(500).numpy(), torch.randn(300).numpy()]
+    given = transformers.Wav2Vec2FeatureExtractor()(sound, sampling_rate=16000, padding=True, return_tensors="pt")
+    assert set(given) == {"input_values"}
+    assert len(given["input_values"][1, 300:].unique()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "length", "shape"),
+    [
+        ("vit", 230, (2, 3, 224, 224)),
+        ("vit", 5, (2, 3, 16, 16)),
+        ("swinv2", 250, (2, 3, 224, 224)),
+        ("dinov2", 100, (2, 3, 98, 98)),
+        ("bert", 7.0, (2, 7)),
+        ("big_bird", 70, (2, 705)),
+        ("hubert", 0.001, (2, 400)),
+        ("nystromformer", 20, (2, 128)),
+        ("reformer", 70, (2, 128)),
+    ],
+)
+def test_batches_run_at_the_nearest_length_that_the_model_takes_and_holds_them(name, length, shape):
+    longest = {"text": 750, "speech": 0.2, "vision": 448}[ARCHITECTURES[name].modality]
+    workload = tiny(name, length=longest)
+    live = build(workload)
+    call = live.call(workload)
+    live.feed(call, workload.replace(length=length), (length, length))
+    assert next(iter(call.batch.values())).shape == shape
+    call()
+
+
+@pytest.mark.parametrize("name", [name for name, row in ARCHITECTURES.items() if row.modality == "vision"])
+@every_phase
+def test_images_of_several_sizes_run_in_one_model(name, phase):
+    workload = tiny(name, phase, length=448)
+    live = build(workload)
+    call = live.call(workload)
+    for side in (224, 448, 320):
+        live.feed(call, workload.replace(length=side), (side, side))
+        call()
+    positions = live.architecture.positions
+    assert positions(224) < positions(320) < positions(448)
+
+
+def test_the_state_of_the_optimizer_stays_when_another_batch_is_fed():
+    workload = tiny("bert", "training")
+    live = build(workload)
+    call = live.call(workload)
+    call()
+    held = call.optimizer_bytes
+    live.feed(call, workload.replace(length=20), (20, 11))
+    assert call.optimizer_bytes == held > 0
+    call()
+    assert call.optimizer_bytes == held
+
+
+@pytest.mark.parametrize(
+    ("name", "phase"), [("whisper", "inference"), ("whisper", "training"), ("reformer", "training")]
+)
+def test_models_that_take_one_length_say_why(name, phase):
+    assert ARCHITECTURES[name].why_one_length(phase)
+    assert not ARCHITECTURES["bert"].why_one_length(phase)
+    workload = tiny(name, phase, length=200 if name == "reformer" else 2.0)
+    live = build(workload)
+    call = live.call(workload)
+    live.feed(call, workload.replace(length=workload.length / 2), (workload.length / 2,))
+    with pytest.raises((ValueError, RuntimeError)):
+        call()

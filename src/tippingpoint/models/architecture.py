@@ -63,6 +63,13 @@ class Architecture:
             of the batch; None where nothing does.
         shares_maps: Whether its scores go through the library's attention interface, although something of its own
             stands inside them: its layers can share maps.
+        mask: Bool [batch, length], True for what is real, to the mask that the model takes: that of the library's
+            tokenizers by default, whole numbers.
+        unmasked: Why its padded batches have no mask, where the library's own tokenizer or feature extractor hands
+            none over.
+        tell_length: (model, native length): tells a built model how long the next batch is, where it keeps that.
+        needs_one_length: Why a model, once built, takes inputs of no other length in inference, where it does not.
+        trains_at_one_length: The same in training.
         front_end_values: Native length to the values in the widest activation before the first layer, where
             that outgrows the layers.
         flops: Closed form of its forward pass at the real length: (configuration, batch size, length, what
@@ -91,6 +98,11 @@ class Architecture:
     own_scores: str = ""
     scores: Callable[[Mapping[str, Any], int, float], ForwardFlops] | None = None
     shares_maps: bool = False
+    mask: Callable[[Any], Any] = lambda real: real.long()
+    unmasked: str = ""
+    tell_length: Callable[[Any, float], None] = lambda model, length: None
+    needs_one_length: str = ""
+    trains_at_one_length: str = ""
     front_end_values: Callable[[float], int] = lambda length: 0
     flops: Callable[[Mapping[str, Any], int, float, AttentionFlops], ForwardFlops] | None = None
     needs_float32: str = ""
@@ -119,6 +131,10 @@ class Architecture:
     def why_float32(self, phase: str) -> str:
         """Return why a phase cannot run in a lower precision; empty where it can."""
         return self.trains_in_float32 if phase == "training" else self.needs_float32
+
+    def why_one_length(self, phase: str) -> str:
+        """Return why a model, once built, takes inputs of one length only in a phase; empty where it takes others."""
+        return self.trains_at_one_length if phase == "training" else self.needs_one_length
 
     def shape(self, config: Mapping[str, Any]) -> Shape:
         """Return depth and width of a configuration; of its longest stage, with the depth of all, if staged."""
@@ -190,6 +206,18 @@ class Architecture:
             return max(rule.minimum, round(length, 3))
         smallest = -(-int(rule.minimum) // rule.multiple_of) * rule.multiple_of
         return max(smallest, round(length / rule.multiple_of) * rule.multiple_of)
+
+    def runs_at(self, length: float) -> float:
+        """Return the legal length at which inputs of any length run.
+
+        Text and audio are padded to the shortest; images are resized to the largest that is no larger than they are,
+        or to the smallest.
+        """
+        rule = self.lengths
+        if self.unit == "seconds":
+            return max(rule.minimum, length)
+        smallest = -(-int(rule.minimum) // rule.multiple_of) * rule.multiple_of
+        return max(smallest, int(length) // rule.multiple_of * rule.multiple_of)
 
     def positions(self, length: float) -> int:
         """Return sequence positions of a native length."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from tippingpoint.models.architecture import Architecture
 from tippingpoint.models.catalog import VARIANTS, architecture_of, check_subject
 from tippingpoint.models.components import LOSS, OPTIMIZER
 from tippingpoint.models.own import first_tensor, is_own, make
+from tippingpoint.models.padding import padded_inputs
 from tippingpoint.models.swap import swap_attention, with_max_length
 from tippingpoint.stages import stage
 from tippingpoint.units import format_length
@@ -31,6 +33,9 @@ class Call:
         batch: Its inputs by name, on the device.
         workload: What to run; with `compiled`, the model goes through `torch.compile` at the first call.
         positional: Inputs without a name, on the device.
+
+    Attributes:
+        batch: Its inputs by name.
     """
 
     def __init__(
@@ -40,8 +45,8 @@ class Call:
         workload: Workload,
         positional: tuple[Tensor, ...] = (),
     ) -> None:
-        self._batch = batch
-        self._positional = positional
+        self._options: dict[str, Any] = {}
+        self.feed(batch, positional)
         self._model = model
         self._run: Callable[..., Any] = model
         if workload.compiled:
@@ -59,15 +64,28 @@ class Call:
         # float16 gradients underflow without a scale; it is part of the cost of training in that precision
         self._scaler = torch.amp.GradScaler(kind, enabled=workload.dtype == "float16")
 
+    def feed(
+        self, batch: dict[str, Tensor], positional: tuple[Tensor, ...] = (), options: dict[str, Any] | None = None
+    ) -> None:
+        """Take another batch; what the optimizer knows stays.
+
+        Args:
+            batch: Inputs by name, on the device.
+            positional: Inputs without a name, on the device.
+            options: Further arguments of the model's forward pass.
+        """
+        self.batch, self._positional = batch, positional
+        self._options = options or {}
+
     def __call__(self) -> None:
         """Run the workload once."""
         if self._optimizer is None:
             with torch.inference_mode():
-                self._run(*self._positional, **self._batch)
+                self._run(*self._positional, **self.batch, **self._options)
             return
         self._optimizer.zero_grad(set_to_none=True)
         with self._autocast:
-            hidden = first_tensor(self._run(*self._positional, **self._batch))
+            hidden = first_tensor(self._run(*self._positional, **self.batch, **self._options))
         with stage(LOSS):
             # The cheapest loss that reaches every layer: a task's head would add a cost of its own.
             loss = self._scaler.scale(hidden.float().square().mean())
@@ -79,7 +97,7 @@ class Call:
     @property
     def inputs_bytes(self) -> int:
         """Bytes of the batch."""
-        return _bytes([*self._positional, *self._batch.values()])
+        return _bytes([*self._positional, *self.batch.values()])
 
     @property
     def gradients_bytes(self) -> int:
@@ -137,6 +155,27 @@ class LiveSubject:
         """Return what runs the workload once; its inputs are made here, not in the call."""
         return Call(self.model, self.inputs(workload), workload)
 
+    def feed(self, call: Call, workload: Workload, lengths: Sequence[float], seed: int = SEED) -> None:
+        """Give a call a batch of items with lengths of their own, padded and masked as the library would.
+
+        The model may have been built for a longer input. Text and audio below the shortest legal length are padded to
+        it; images are resized to a whole number of patches, and positions interpolated where the model can.
+
+        Args:
+            call: Made by `call`.
+            workload: What the model was built for, at the batch's length; its batch size is not looked at.
+            lengths: Of each item, in the native unit; none longer than the workload's length.
+            seed: Of the values.
+        """
+        row = self.architecture
+        length = row.runs_at(workload.length)
+        row.tell_length(self.model, length)
+        generator = torch.Generator().manual_seed(seed)
+        batch = padded_inputs(row, self.config, lengths, length, generator)
+        takes = inspect.signature(self.model.forward).parameters
+        options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
+        call.feed({name: self.placed(tensor, workload) for name, tensor in batch.items()}, options=options)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnSubject(LiveSubject):
@@ -148,6 +187,13 @@ class OwnSubject(LiveSubject):
         _, positional, named = make(self.architecture.name, int(workload.length), workload.batch_size)
         named = {name: self.placed(tensor, workload) for name, tensor in named.items()}
         return Call(self.model, named, workload, tuple(self.placed(tensor, workload) for tensor in positional))
+
+    def feed(self, call: Call, workload: Workload, lengths: Sequence[float], seed: int = SEED) -> None:
+        """Give a call a batch of its own maker's, as long as the longest item: how it is padded is not known."""
+        torch.manual_seed(seed)
+        _, positional, named = make(self.architecture.name, int(workload.length), len(lengths))
+        named = {name: self.placed(tensor, workload) for name, tensor in named.items()}
+        call.feed(named, tuple(self.placed(tensor, workload) for tensor in positional))
 
 
 def make_config(workload: Workload) -> transformers.PretrainedConfig:

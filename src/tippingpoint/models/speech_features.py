@@ -42,6 +42,8 @@ _NO_DECODER = {
     **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0),
 }
 
+_ALL_PADDED = "it takes as many frames as it has positions for, and its feature extractor pads all audio to that"
+
 
 def _whisper_frames(length: float) -> int:
     """One for each 10 ms that have passed: the extractor drops the last, which is centred on the end."""
@@ -100,6 +102,9 @@ WHISPER = Architecture(
         reason="a frame of its spectrogram stands for 10 ms",
     ),
     flops=_whisper_flops,
+    unmasked="padded audio is part of its input, as it was trained",
+    needs_one_length=_ALL_PADDED,
+    trains_at_one_length=_ALL_PADDED,
     notes=(
         "its size base has the shape of the published whisper-small, 12 layers of width 768",
         "built for the length; published weights take exactly 30 s, 1,500 positions, and shorter audio is padded",

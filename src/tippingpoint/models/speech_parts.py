@@ -20,6 +20,12 @@ _FRONT_END = ((10, 5), (3, 2), (3, 2), (3, 2), (3, 2), (2, 2), (2, 2))
 DETERMINISTIC = {"layerdrop": 0.0, "apply_spec_augment": False}
 DETERMINISTIC_NOTE = "LayerDrop and SpecAugment are off in training, so that every step does the same work"
 
+# The library's feature extractors follow the normalisation of the published Base models.
+UNMASKED = (
+    "its front end normalises over time, padding included, and the library's feature extractor hands no mask over "
+    "for such models"
+)
+
 SMALL = {"num_hidden_layers": 4, "hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048}
 TINY = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "intermediate_size": 128}
 LARGE = {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}

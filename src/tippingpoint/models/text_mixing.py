@@ -147,6 +147,7 @@ FNET = Architecture(
     lengths=Lengths(positions=tokens),
     keys=_FNET_KEYS,
     efficient_attention="none: a Fourier transform over positions and width in its place",
+    unmasked="it has no attention to mask, and its tokenizer hands no mask over",
     keys_seen=lambda config, positions: 0,
     flops=_fnet_flops,
     needs_float32="the Fourier transforms of PyTorch have no bfloat16",
@@ -209,6 +210,7 @@ REFORMER = Architecture(
     ),
     efficient_attention="chunks of 64 and the one before, in every second layer as sorted by 4 rounds of hashing",
     flops=_reformer_flops,
+    trains_at_one_length="in training the library demands inputs as long as its grid of positions",
     notes=(
         "no Base was published; this is BERT Base's shape",
         "inputs are padded to a multiple of 64, as the library demands in training",

@@ -37,7 +37,7 @@ _FULL_BLOCKS = 5 + 2 * _RANDOM_BLOCKS
 def _nystromformer_inputs(
     config: Mapping[str, Any], batch_size: int, length: float, generator: Any
 ) -> dict[str, Any]:
-    """Tokens padded to the length the model was built for, and the mask that says so.
+    """Tokens padded to a multiple of the landmarks, and the mask that says so.
 
     The library's own expansion of a [batch, length] mask has a row for each query and does not fit the rows
     of the landmarks (transformers 5.23 raises a shape error), so the mask is handed over expanded: additive,
@@ -46,13 +46,27 @@ def _nystromformer_inputs(
     import torch
 
     ids = token_inputs(config, batch_size, length, generator)["input_ids"]
-    padding = config["segment_means_seq_len"] - int(length)
+    padding = round_up(length, config["num_landmarks"]) - int(length)
     if not padding:
         return {"input_ids": ids}
     ids = torch.nn.functional.pad(ids, (0, padding), value=config["pad_token_id"])
     mask = torch.zeros(batch_size, 1, 1, ids.shape[1])
     mask[..., int(length) :] = torch.finfo(mask.dtype).min
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def _nystromformer_mask(real: Any) -> Any:
+    """The mask as the library's layers take it, additive; see `_nystromformer_inputs`."""
+    import torch
+
+    return torch.zeros(real.shape).masked_fill_(~real, torch.finfo(torch.float32).min)[:, None, None, :]
+
+
+def _tell_nystromformer(model: Any, length: float) -> None:
+    """The library's layers keep the padded length as a number, and reshape by it; no weight depends on it."""
+    for module in model.modules():
+        if hasattr(module, "num_landmarks"):
+            module.seq_len = round_up(length, module.num_landmarks)
 
 
 def _bands_flops(config: Mapping[str, Any], batch_size: int, length: float, keys: Mapping[str, str] | None) -> int:
@@ -290,6 +304,8 @@ NYSTROMFORMER = Architecture(
     ),
     efficient_attention="the Nystrom approximation with 64 landmarks",
     flops=_nystromformer_flops,
+    mask=_nystromformer_mask,
+    tell_length=_tell_nystromformer,
     needs_float32="the library inverts matrices with a float32 identity",
     notes=("inputs are padded to a multiple of its 64 landmarks, as the library demands",),
 )
