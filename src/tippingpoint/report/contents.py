@@ -6,6 +6,7 @@ from `analysis.tipping_point`, pooled costs from `analysis.cost`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -408,10 +409,10 @@ def _curve(race: Race, subject: Subject, metric: str) -> Curve | None:
         found = cost_curve(mine, subject, metric=metric, phase=race.phase, batch_size=lambda length: size)
         if found is None:
             return None
-        costs = np.exp(found.log_costs)
         # Costs are those of one sequence; a latency is that of the batch.
-        values = {"latency": size * costs, "throughput": 1 / costs, "peak_memory": costs}[metric]
-        rows = list(zip(found.lengths, np.percentile(values, [2.5, 50, 97.5], axis=0).T.tolist(), strict=True))
+        logs = found.log_costs + (math.log(size) if metric == "latency" else 0.0)
+        logs = -logs if metric == "throughput" else logs
+        rows = list(zip(found.lengths, np.exp(np.percentile(logs, [2.5, 50, 97.5], axis=0)).T.tolist(), strict=True))
     points = tuple(
         CurvePoint(
             length=length,
