@@ -20,10 +20,11 @@ from tippingpoint.data import LengthData
 
 # Resamples of the items; each is priced by an equal share of the replicates of a curve.
 _RESAMPLES = 40
-# Larger data are thinned to so many items; smaller ones are batched again and again until so many were, because one
-# order of few items is chance.
+# Larger data are thinned to so many items.
 _MOST_ITEMS = 50_000
-_FEWEST_ITEMS = 2_000
+# Fewer items are put into batches this often, each time in another order: one order of a few is chance.
+_FEW_ITEMS = 2_000
+_ORDERS = 20
 # Where items have more lengths than this, prices are looked up at so many steps of equal ratio: less than 0.2 % each.
 _MOST_PRICES = 4_000
 PERCENTILES = (50, 95, 99)
@@ -142,8 +143,8 @@ def epochs(items: Sequence[np.ndarray], batching: Batching, *, seed: int = 0) ->
 
 
 def _epoch(items: np.ndarray, batching: Batching, generator: np.random.Generator) -> Epoch:
-    times = -(-_FEWEST_ITEMS // len(items))
-    batches = together([batching.form(items, generator) for _ in range(times)])
+    orders = _ORDERS if len(items) < _FEW_ITEMS and batching.kind != "one" else 1
+    batches = together([batching.form(items, generator) for _ in range(orders)])
     lengths, length = np.unique(_stepped(batches.lengths), return_inverse=True)
     # Length, sequences and items of a batch as one whole number, because rows are slow to compare.
     most = int(batches.counts.max()) + 1
