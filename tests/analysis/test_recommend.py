@@ -110,7 +110,7 @@ def test_a_baseline_within_noise_wins():
     outcomes = machine((900, 1010), noise=0.05)
     found = answer(documents(1005), outcomes)
     assert found.choice == BERT
-    assert "within noise of bert@local:window=128" in found.reason
+    assert "nothing is certainly better than bert: bert@local:window=128 is within noise of it" in found.reason
 
 
 def noisy_pair(rounds: int, seed: int, advantage: float, noise: float = 0.05) -> list[Outcome]:

@@ -233,6 +233,18 @@ def test_a_recommendation_may_come_from_the_store_alone(run, here, tmp_path):
     code, out, _ = run(*words, "--constraint", "latency<=1s", "--constraint", "peak_memory<=1GiB", "--json")
     assert code == 0
     assert json.loads(out)["choice"] == "bert"
+    code, out, err = run(*words, "--switch", "--output", str(tmp_path / "answer.md"))
+    assert code == 0, err
+    assert "No switch between two models beats the best single one." in out
+    text = (tmp_path / "answer.md").read_text()
+    assert text.startswith("# Use bert\n")
+    assert all(f"## {heading}" in text for heading in ("What was asked", "What would change the answer"))
+    code, _, err = run(*words, "--output", str(tmp_path / "answer.json"))
+    assert code == 0, err
+    assert json.loads((tmp_path / "answer.json").read_text())["candidates"][0]["workload"]["per_1000_s"]["value"] > 0
+    code, out, err = run(*words, "--batching", "fixed:4")
+    assert (code, out.count("Use")) == (1, 0)
+    assert "no candidate has been measured in batches of 4" in err
 
 
 def _not_a_database(folder: Path) -> str:
@@ -330,6 +342,13 @@ FIND = ["find", "bert", "longformer", "--size", "tiny", "--lengths"]
         (["recommend", _empty_folder], 1, "no text file in"),
         (["recommend", "README.md", "--constraint", "fast"], 2, "cannot read the constraint 'fast'"),
         (["recommend", "README.md", "--objective", "speed"], 2, "unknown objective 'speed'"),
+        (
+            ["recommend", "README.md", "--batching", "pairs"],
+            2,
+            "cannot read the batching 'pairs'; expected one, fixed",
+        ),
+        (["recommend", "README.md", "--output", "answer.docx"], 2, "an answer's file must end in .md or .json"),
+        (["recommend", "README.md", "--output", "nowhere/answer.md"], 2, "the folder 'nowhere' does not exist"),
         (["recommend", "README.md", "--candidates", "bert bret"], 2, "unknown architecture 'bret'"),
         (
             ["recommend", "README.md", "--candidates", "vit swinv2"],

@@ -222,6 +222,37 @@ def test_a_recommendation_measures_what_it_needs_and_leaves_nothing(tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("batching", "sizes"),
+    [("one", {1}), ("bucketed:3", {3}), ("budget:150", {2, 3, 4, 5, 6, 7}), ("packed:80", {1})],
+)
+def test_a_recommendation_measures_batches_as_they_are_made(path, batching, sizes):
+    answer = recommend(
+        [20, 30, 40, 50, 60, 70] * 20,
+        candidates=["bert", "bert@local:window=4"],
+        batching=batching,
+        objective="throughput",
+        switch=True,
+        size="tiny",
+        threads=1,
+        budget_s=8 if batching.startswith("packed") else 3,
+        store=path,
+    )
+    with Store(path) as store:
+        measured = [o.workload for o in store.outcomes() if isinstance(o, Measurement)]
+    if batching == "one":  # throughput is looked for at larger batches too
+        assert 1 in {workload.batch_size for workload in measured}
+    else:
+        assert {workload.batch_size for workload in measured} <= sizes
+    if batching.startswith("budget"):
+        assert all(workload.batch_size == max(1, int(150 // workload.length)) for workload in measured)
+    assert str(answer.batching) == batching
+    costs = [candidate.workload for candidate in answer.candidates if candidate.workload]
+    assert costs
+    assert all(cost.per_1000_s.low <= cost.per_1000_s.value <= cost.per_1000_s.high for cost in costs)
+    assert all(cost.peak_bytes for cost in costs)
+
+
 def test_a_recommendation_may_come_from_the_store_alone(complete):
     study, path, _ = complete
     before = path.read_bytes()
@@ -267,6 +298,12 @@ SPEECH = LengthData.of([1.0], modality="speech")
         ({"lengths": [100], "modality": "text", "phase": "sleeping"}, "unknown phase 'sleeping'"),
         ({"lengths": [100], "modality": "text", "size": "huge"}, "unknown size 'huge'"),
         ({"lengths": [100], "modality": "text", "device": "tpu"}, "unknown device 'tpu'"),
+        ({"lengths": [100], "modality": "text", "batching": "fixed"}, "batching 'fixed' needs a size"),
+        ({"lengths": [224], "modality": "vision", "batching": "packed:512"}, "images take one, fixed:N"),
+        (
+            {"lengths": [100], "modality": "text", "objective": "peak_memory", "switch": True},
+            "two models can be weighed by latency or throughput, got the objective 'peak_memory'",
+        ),
     ],
 )
 def test_what_recommend_cannot_use_is_said_before_anything_is_measured(monkeypatch, arguments, expected):

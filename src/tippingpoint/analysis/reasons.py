@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tippingpoint.analysis.batching import Batching
-from tippingpoint.analysis.constraint import OBJECTIVES, Constraint
+from tippingpoint.analysis.constraint import OBJECTIVES, Constraint, show_value
 from tippingpoint.analysis.switching import Switch
 from tippingpoint.analysis.tipping_point import TippingPoint
 from tippingpoint.analysis.workload_cost import Estimate
@@ -83,7 +83,12 @@ def reason(answer: Answer) -> str:
     if answer.batching.kind != "one":
         text += f", run {answer.batching.describe(data.unit)}"
     against = answer.costs.get(answer.baseline)
-    if answer.close:
+    if answer.close and float(answer.costs[answer.close][answer.objective][0]) < cost:
+        text = (
+            f"95 % of your {answer.items} are at most {most}, and nothing is certainly better than {answer.choice}: "
+            f"{answer.close} is within noise of it ({show_value(answer.objective, cost)} for {answer.choice})"
+        )
+    elif answer.close:
         text += f", within noise of {answer.close}"
     elif answer.choice != answer.baseline and against is not None and answer.objective in against:
         text += f", {float(against[answer.objective][0]) / cost:.2f} times better than {answer.baseline}"

@@ -12,11 +12,11 @@ from tippingpoint.analysis.batching import Batching
 from tippingpoint.analysis.constraint import OBJECTIVES, Constraint, first_broken, measured_metric, show_value
 from tippingpoint.analysis.cost import CostCurve, cost_curve
 from tippingpoint.analysis.reasons import ITEMS, Answer, changes, notes, reason
-from tippingpoint.analysis.switching import Switch, best_switch
+from tippingpoint.analysis.switching import Switch, best_switch, check_switch
 from tippingpoint.analysis.tipping_point import TippingPoint, tipping_point
 from tippingpoint.analysis.workload_cost import Estimate, WorkloadCost, draws, epochs, resamples, workload_cost
 from tippingpoint.data import LengthData
-from tippingpoint.errors import AnswerError, InputError
+from tippingpoint.errors import AnswerError
 from tippingpoint.measurement import Environment, Failure, Outcome
 from tippingpoint.units import format_length
 from tippingpoint.workload import Subject, check_choice
@@ -153,8 +153,8 @@ def recommend_from(
     check_choice("objective", objective, OBJECTIVES)
     batching = Batching.parse(batching)
     batching.check_modality(data.modality)
-    if switch and objective not in ("latency", "throughput"):
-        raise InputError(f"two models can be weighed by latency or throughput, got the objective {objective!r}")
+    if switch:
+        check_switch(objective)
     constraints = tuple(constraints)
     subjects = list(dict.fromkeys([*baselines, *variants]))
     curves = {subject: found for subject in subjects if (found := _curves(outcomes, subject, phase, batching))}
@@ -176,7 +176,7 @@ def recommend_from(
     if longest > reach:
         raise AnswerError(
             f"batching {batching} makes sequences of {format_length(longest, data.unit)}, longer than the longest "
-            f"measured {format_length(reach, data.unit)}: measure longer, or pack less"
+            f"measured {format_length(reach, data.unit)}: measure longer (a larger --budget), or pack less"
         )
     costs: dict[Subject, dict[str, np.ndarray]] = {}
     rows: dict[Subject, Candidate] = {}

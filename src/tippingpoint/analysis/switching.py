@@ -10,6 +10,7 @@ import numpy as np
 from tippingpoint.analysis.batching import Batching
 from tippingpoint.analysis.cost import CostCurve
 from tippingpoint.analysis.workload_cost import Estimate, draws, epochs
+from tippingpoint.errors import InputError
 from tippingpoint.workload import Subject
 
 # Lengths to switch at that are tried: as many quantiles of the items.
@@ -40,6 +41,16 @@ class Switch:
     cost_s: Estimate
     gain: Estimate
     certain: bool
+
+
+def check_switch(objective: str) -> None:
+    """Refuse to weigh two models by what does not add up over the items.
+
+    Raises:
+        InputError: If the objective is neither latency nor throughput.
+    """
+    if objective not in ("latency", "throughput"):
+        raise InputError(f"two models can be weighed by latency or throughput, got the objective {objective!r}")
 
 
 def best_switch(

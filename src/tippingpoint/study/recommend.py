@@ -12,6 +12,7 @@ import numpy as np
 from tippingpoint.analysis.batching import Batching
 from tippingpoint.analysis.constraint import OBJECTIVES, Constraint, measured_metric
 from tippingpoint.analysis.recommend import Recommendation, recommend_from
+from tippingpoint.analysis.switching import check_switch
 from tippingpoint.analysis.workload_cost import epochs, resamples
 from tippingpoint.data import LengthData
 from tippingpoint.errors import InputError
@@ -77,6 +78,8 @@ def recommend(
     with open_store(store, create=measure) as opened:
         check_choice("objective", objective, OBJECTIVES)
         batching = Batching.parse(batching)
+        if switch:
+            check_switch(objective)
         wanted: list[Constraint] = []
         if isinstance(constraints, Mapping):
             wanted += [Constraint.of(metric, value) for metric, value in constraints.items()]
