@@ -122,7 +122,7 @@ def parts_chart(found: Breakdown) -> alt.LayerChart:
         records.append({"part": name, "begin": begin, "end": end, "share": format_percent(seconds / found.whole_s)})
     # What lies to the right of the longest bar is the room of its label.
     most = max(max(each["begin"], each["end"]) for each in records)
-    x = alt.X("begin:Q", title=f"time ({unit})").scale(domain=[0, 1.12 * most], nice=False)
+    x = alt.X("begin:Q", title=f"time ({unit})").scale(domain=[0, 1.22 * most], nice=False)
     y = alt.Y("part:N", sort=[name for name, _ in rows], title=None).axis(labelLimit=0, ticks=False, domain=False)
     base = alt.Chart(alt.InlineData(values=records)).encode(y=y)
     attention = [each for each in records if each["part"].startswith("attention")]
