@@ -100,7 +100,7 @@ Files = Iterator[tuple[Path, bytes]]
 
 
 def _markdown(contents: Contents, path: Path, _: Sequence[Row]) -> Files:
-    from tippingpoint.report.markdown_document import markdown
+    from tippingpoint.report.markdown import markdown
 
     yield path, markdown(contents.title, document(contents)).encode()
 
@@ -122,7 +122,7 @@ def _pdf(contents: Contents, path: Path, _: Sequence[Row]) -> Files:
 
 
 def _folder(contents: Contents, path: Path, _: Sequence[Row]) -> Files:
-    from tippingpoint.report.markdown_document import markdown
+    from tippingpoint.report.markdown import markdown
     from tippingpoint.report.paper_figures import COLUMN_IN, figures
 
     try:

@@ -1,34 +1,66 @@
-"""Markdown that shows texts as they are, whatever stands in them."""
+"""A report as Markdown, as GitHub and its relatives read it: texts are escaped, so that none of them is markup."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable
 
-_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-_SIGNS = "`*_|[]#~"
+from tippingpoint.report.document import Block, Bullets, Heading, Paragraph, visible
+from tippingpoint.report.grids import Grid
+from tippingpoint.report.paper_figures import Figure
 
-
-def escaped(text: object) -> str:
-    """Return a text in one line that Markdown and the HTML within it leave alone."""
-    found = str(text).replace("\\", "\\\\")
-    for sign, entity in _ENTITIES.items():
-        found = found.replace(sign, entity)
-    for sign in _SIGNS:
-        found = found.replace(sign, f"\\{sign}")
-    return " ".join(found.split())
-
-
-def code(text: object) -> str:
-    """Return a name as code; backticks and bars, which no subject of the catalogue has, are left out."""
-    return f"`{' '.join(str(text).replace('`', '').replace('|', '').split())}`"
+_MARKUP = re.compile(r"([\\`*{}\[\]|~#$!]|(?<!\w)_|_(?!\w))")
+# What begins a list or a rule where it begins a line.
+_FIRST = re.compile(r"^[-+=]|(?<=\d)[.)](?=\s)")
+# What becomes a link by itself.
+_LINKS = re.compile(r"(?i)(http|www|(?<!\w)@)(?=s?:|\.|\w)")
+# Parts it, and shows nothing.
+_NOTHING = "<!---->"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table of cells that are Markdown already."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def markdown(title: str, blocks: Iterable[Block], folder: str = "") -> str:
+    """Return blocks as one text.
+
+    Args:
+        title: Of the whole.
+        blocks: In their order.
+        folder: Where the figures' files lie, seen from the text; they are SVG.
+    """
+    parts = [f"# {escaped(visible(title))}"]
+    for block in blocks:
+        if isinstance(block, Heading):
+            parts.append(f"## {escaped(block.text)}")
+        elif isinstance(block, Paragraph):
+            parts.append(_line(block.text))
+        elif isinstance(block, Bullets):
+            parts.append("\n".join(f"- {_line(item)}" for item in block.items) or "None.")
+        elif isinstance(block, Figure):
+            said = escaped(visible(block.caption))
+            parts.append(f"![{said}]({folder}{_address(block.name)}.svg)\n\n{_line(visible(block.caption))}")
+        else:
+            parts.append(f"**{escaped(block.title)}**\n\n{table(block)}")
+    return "\n\n".join(parts) + "\n"
 
 
-def bullets(lines: Iterable[str]) -> str:
-    """Return a list of plain texts."""
-    return "\n".join(f"- {escaped(line)}" for line in lines)
+def table(grid: Grid) -> str:
+    """Return a table; numbers stand to the right."""
+    sides = ["---:" if number else "---" for number in grid.numbers]
+    lines = [grid.columns, *grid.rows]
+    head, *rows = ("| " + " | ".join(map(escaped, line)) + " |" for line in lines)
+    return "\n".join([head, f"| {' | '.join(sides)} |", *rows])
+
+
+def escaped(text: str) -> str:
+    """Return a text that Markdown shows as it is, within a line."""
+    found = _MARKUP.sub(r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _LINKS.sub(rf"\1{_NOTHING}", found)
+
+
+def _line(text: str) -> str:
+    """Return a text that Markdown shows as it is, at the beginning of a line."""
+    return _FIRST.sub(r"\\\g<0>", escaped(text))
+
+
+def _address(name: str) -> str:
+    """Return a file's name as a link names it; names of figures hold nothing else that a link could misread."""
+    return name.replace("@", "%40")
