@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tippingpoint.analysis.compare import Comparison, compare
     from tippingpoint.analysis.prediction import Prediction
     from tippingpoint.analysis.recommend import Constraint, Recommendation
+    from tippingpoint.analysis.replay import Replay
     from tippingpoint.analysis.tipping_point import TippingPoint
     from tippingpoint.attention.linear import linear_attention
     from tippingpoint.attention.local import local_attention
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from tippingpoint.store import Store
     from tippingpoint.study.predict import predict
     from tippingpoint.study.recommend import recommend
+    from tippingpoint.study.replay import replay
     from tippingpoint.study.run import StudyResult, find_tipping_point, run_study
     from tippingpoint.workload import Study, Subject, Variant, Workload
 
@@ -52,6 +54,7 @@ _HOMES = {
     "analysis.compare": ("Comparison", "compare"),
     "analysis.prediction": ("Prediction",),
     "analysis.recommend": ("Constraint", "Recommendation"),
+    "analysis.replay": ("Replay",),
     "analysis.tipping_point": ("TippingPoint",),
     "attention.linear": ("linear_attention",),
     "attention.local": ("local_attention",),
@@ -80,6 +83,7 @@ _HOMES = {
     "store": ("Store",),
     "study.predict": ("predict",),
     "study.recommend": ("recommend",),
+    "study.replay": ("replay",),
     "study.run": ("StudyResult", "find_tipping_point", "run_study"),
     "workload": ("Study", "Subject", "Variant", "Workload"),
 }
@@ -100,6 +104,7 @@ __all__ = [
     "Measurement",
     "Prediction",
     "Recommendation",
+    "Replay",
     "ReusePlan",
     "Store",
     "StoreError",
@@ -129,6 +134,7 @@ __all__ = [
     "profile",
     "read_lengths",
     "recommend",
+    "replay",
     "reuse_attention",
     "run_study",
     "save",

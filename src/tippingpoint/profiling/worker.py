@@ -261,6 +261,49 @@ class Worker:
         assert self._call is not None, "warm up first"
         return self.device.time_block(self._call, calls)
 
+    def feed(self, length: float, lengths: tuple[float, ...], seed: int = 0) -> None:
+        """Make a batch of items with lengths of their own, padded and masked, and leave it to the calls that follow.
+
+        Args:
+            length: At which it runs, no longer than what was built.
+            lengths: Of its sequences.
+            seed: Of their values.
+        """
+        if self._call is None:
+            self._call = self.subject.call(self.workload)
+        self.subject.feed(self._call, self.workload.replace(length=length, batch_size=len(lengths)), lengths, seed)
+
+    def time_batch(self, length: float, lengths: tuple[float, ...], seed: int = 0) -> tuple[int, float, float | None]:
+        """Time one batch: calls, host seconds, and the device's own where it has a clock.
+
+        A batch that takes as long as a block, as nearly all do, is run once. A shorter one wakes the threads, and is
+        then timed in a block, as single lengths are.
+        """
+        self.feed(length, lengths, seed)
+        seconds, device_seconds = self.time_block(1)
+        calls = calls_per_block(seconds)
+        return (calls, *self.time_block(calls)) if calls > 1 else (1, seconds, device_seconds)
+
+    def measure_peak(self, batches: tuple[tuple[float, tuple[float, ...]], ...]) -> tuple[int, str]:
+        """Return the most memory that any of some batches takes, and how it was read.
+
+        To be asked once, before anything else has run: afterwards the allocator holds memory of its own.
+
+        Args:
+            batches: Length and lengths of each, as `feed` takes them.
+        """
+        peaks = []
+        self.device.trim()
+        for length, lengths in batches:
+            self.device.reset_peak()
+            self.feed(length, lengths)
+            assert self._call is not None
+            self._call()
+            if self.workload.phase == "training":
+                self._call()  # the state of the optimizer lives
+            peaks.append(self.device.peak_bytes() - self._before_model)
+        return max(peaks), self.device.memory_method
+
     def memory_facts(self) -> tuple[str, int]:
         """Return how peak memory is read here, and the bytes that are free on the device."""
         return self.device.memory_method, self.device.available_bytes()
