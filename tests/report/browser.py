@@ -22,7 +22,7 @@ from typing import Any
 from tippingpoint.profiling.device import now
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-_PATIENCE_S = 60.0
+_PATIENCE_S = 30.0
 _FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -71,7 +71,7 @@ class Browser:
         os.write(self._to, json.dumps(message).encode() + b"\0")
         until = now() + _PATIENCE_S
         while True:
-            answer = self._read(until)
+            answer = self.read(until)
             if answer.get("id") != self._number:
                 self.events.append(answer)
             elif "error" in answer:
@@ -79,7 +79,8 @@ class Browser:
             else:
                 return answer["result"]
 
-    def _read(self, until: float) -> Record:
+    def read(self, until: float) -> Record:
+        """Return the next message, waiting for it until a moment."""
         while b"\0" not in self._rest:
             ready, _, _ = select.select([self._back], [], [], max(0.0, until - now()))
             part = os.read(self._back, 2**20) if ready else b""
@@ -94,7 +95,7 @@ class Browser:
         context = self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        tab = Tab(self, session, target)
+        tab = Tab(self, session, context)
         for domain in ("Page", "Runtime", "Network", "Log"):
             tab.call(f"{domain}.enable")
         tab.resize(**screen)
@@ -106,8 +107,8 @@ class Browser:
 class Tab:
     """One page."""
 
-    def __init__(self, browser: Browser, session: str, target: str) -> None:
-        self._browser, self._session, self._target = browser, session, target
+    def __init__(self, browser: Browser, session: str, context: str) -> None:
+        self._browser, self._session, self._context = browser, session, context
 
     def call(self, method: str, **parameters: Any) -> Record:
         """Call a method of the protocol in this tab."""
@@ -171,8 +172,18 @@ class Tab:
     def download_into(self, folder: Path) -> None:
         """Let downloads go into a folder."""
         self._browser.call(
-            "Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder), eventsEnabled=True
+            "Browser.setDownloadBehavior",
+            behavior="allow",
+            downloadPath=str(folder),
+            browserContextId=self._context,
+            eventsEnabled=True,
         )
+
+    def downloaded(self) -> None:
+        """Wait until a download is complete."""
+        until = now() + _PATIENCE_S
+        while not any(event.get("params", {}).get("state") == "completed" for event in self._browser.events):
+            self._browser.events.append(self._browser.read(until))
 
     def screenshot(self, path: Path, *, whole: bool = True) -> None:
         """Write what is seen into a PNG file."""

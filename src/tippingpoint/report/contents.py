@@ -116,6 +116,40 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedUpPoint:
+    """How many times less a subject costs than a baseline at one length.
+
+    Attributes:
+        length: In the native unit.
+        ratio: Cost of the baseline over cost of the subject; infinite or zero where one of them ran out of memory.
+        interval: Its 95 % interval.
+        censored: +1 if only the baseline ran out of memory, -1 if only the subject did, 0 otherwise.
+    """
+
+    length: float
+    ratio: float
+    interval: tuple[float, float]
+    censored: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedUpCurve:
+    """How many times less a subject costs than a baseline.
+
+    Attributes:
+        baseline: The subject to beat.
+        subject: The other one, which may be a baseline itself.
+        metric: "latency".
+        points: Shortest first.
+    """
+
+    baseline: Subject
+    subject: Subject
+    metric: str
+    points: tuple[SpeedUpPoint, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class End:
     """Where a subject failed, and so where its curve may end.
 
@@ -154,7 +188,7 @@ class Comparison:
     tipping_points: tuple[TippingPoint, ...]
     curves: tuple[Curve, ...]
     ends: tuple[End, ...]
-    speed_ups: tuple[SpeedUp, ...]
+    speed_ups: tuple[SpeedUpCurve, ...]
     fastest: tuple[Best, ...]
     smallest: tuple[Best, ...]
 
@@ -363,11 +397,20 @@ def _compare(setting: Setting, race: Race, store: str) -> tuple[Comparison | Non
             if (curve := _curve(race, subject, metric))
         ),
         ends=_ends(race),
-        speed_ups=race.speed_ups("latency"),
+        speed_ups=tuple(map(_ratios, race.speed_ups("latency"))),
         fastest=race.best("latency"),
         smallest=race.best("peak_memory"),
     )
     return compared, lacking
+
+
+def _ratios(found: SpeedUp) -> SpeedUpCurve:
+    """Return ratios as numbers: they take long, and every format asks for them again."""
+    points = (
+        SpeedUpPoint(length=point.length, ratio=point.ratio, interval=point.interval, censored=point.censored)
+        for point in found.points
+    )
+    return SpeedUpCurve(baseline=found.baseline, subject=found.subject, metric=found.metric, points=tuple(points))
 
 
 def _was_measured(race: Race, metric: str) -> bool:

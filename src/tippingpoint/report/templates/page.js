@@ -61,7 +61,6 @@
     element.hidden = !specification;
     if (!specification) return;
     const plot = one(".plot", element);
-    plot.setAttribute("aria-label", message);
     const filled = holes ? fill(specification, holes) : structuredClone(specification);
     // A name of the legend takes about seven pixels a letter.
     const longest = Math.max(4, ...((holes && holes.subjects) || []).map((each) => each.length));
@@ -69,6 +68,10 @@
     if (height) filled.height = height;
     const result = await vegaEmbed(plot, filled, options);
     recolour(plot);
+    // Vega says only that this is one of its drawings.
+    plot.setAttribute("role", "img");
+    plot.setAttribute("aria-label", message);
+    plot.removeAttribute("aria-roledescription");
     const drawing = one("svg", plot);
     drawing.setAttribute("aria-hidden", "true");
     shown[figure] = { view: result.view, rows, name };
