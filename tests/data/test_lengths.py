@@ -202,7 +202,7 @@ def test_of_more_skipped_items_than_are_named_the_count_stays():
 def test_the_kind_of_a_reason_leaves_out_what_only_one_item_says():
     reasons = {
         "not UTF-8 at byte 12": "not UTF-8",
-        "'note: x' is empty": "the column is empty",
+        "'note: x' is empty": "(name) is empty",
         "invalid JSON: Expecting value": "invalid JSON",
         "unreadable Parquet after row 5: /home/me/a": "unreadable Parquet",
         "empty file": "empty file",

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from length_values import values
 from pyarrow import parquet
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from tippingpoint.data import estimate_tokens, read_lengths
-from tippingpoint.data.tokens import load_tokenizer
+from tippingpoint.data.tokens import _PIECE, load_tokenizer
+from tippingpoint.data.word_counts import WordCounts
 from tippingpoint.errors import DataError, InputError
 
 TEXTS = ["one", "one two three", "one two", "three two one two three"]
@@ -74,6 +75,65 @@ def test_the_estimate_of_two_documents_on_two_lines_is_the_sum(first, second):
 @given(st.text())
 def test_the_estimate_is_between_the_special_tokens_and_one_token_per_character_more(document):
     assert 2 <= estimate_tokens(document) <= 2 + len(document)
+
+
+@given(st.text() | st.text(alphabet="aé1_ \n\t\r\x0b\x1c\x85\u2028.-日か", max_size=300))
+def test_counting_word_by_word_changes_no_estimate(document):
+    assert estimate_tokens(document) == 2 + len(_PIECE.findall(document))
+
+
+def test_a_document_of_many_megabytes_is_counted_piece_by_piece():
+    for document in ("word " * 700_000, "word\n" * 700_000, "x" * 2_500_000 + " y", "a\n" + "b " * 1_200_000):
+        assert estimate_tokens(document) == 2 + len(_PIECE.findall(document))
+
+
+@pytest.fixture(scope="module")
+def wordpiece(tmp_path_factory) -> str:
+    """A tokenizer of BERT's kind with pieces of one letter and a token that is looked for in the text."""
+    letters = [chr(code) for code in range(33, 127)]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{letter}" for letter in letters)]
+    built = Tokenizer(models.WordPiece({piece: n for n, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    built.normalizer = normalizers.BertNormalizer()
+    built.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    built.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    built.add_special_tokens(["[SEP]", "[CLS]"])
+    built.add_tokens(["<tag>"])
+    path = tmp_path_factory.mktemp("wordpiece") / "tokenizer.json"
+    built.save(str(path))
+    return str(path)
+
+
+@given(st.text() | st.text(alphabet="aÉé\u0301 \n\t\r\x0b\x0c\x1c\x85\u2028\u3000.-日[SEP]<tag>", max_size=200))
+@example("[SEP] x[SEP]y <tag> <tag>z a\x0bb a\x1cb \u0301a")
+def test_counting_word_by_word_is_what_a_tokenizer_of_berts_kind_counts(wordpiece, document):
+    counter = load_tokenizer(wordpiece)
+    assert isinstance(counter, WordCounts)
+    assert counter([document, ""]) == [len(Tokenizer.from_file(wordpiece).encode(document)), 2]
+
+
+@pytest.mark.parametrize("change", ["normalizer", "pre_tokenizer", "token"])
+def test_other_tokenizers_are_given_whole_documents(wordpiece, tmp_path, change):
+    other = Tokenizer.from_file(wordpiece)
+    if change == "normalizer":
+        other.normalizer = normalizers.Replace(" ", "a")
+    elif change == "pre_tokenizer":
+        other.pre_tokenizer = pre_tokenizers.Metaspace()
+    else:
+        other.add_tokens(["a b"])
+    other.save(str(tmp_path / "tokenizer.json"))
+    document = "x a b y a  b"
+    counted = load_tokenizer(str(tmp_path / "tokenizer.json"))([document])
+    assert counted == [len(other.encode(document))]
+
+
+def test_words_are_forgotten_before_they_take_much_memory(monkeypatch):
+    monkeypatch.setattr("tippingpoint.data.word_counts._MOST_KEPT", 10)
+    asked = []
+    counts = WordCounts(lambda words: asked.extend(words) or [len(word) for word in words], special=1)
+    texts = [f"{number} again {'x' * 99}" for number in range(100)]
+    assert [counts([text])[0] for text in texts] == [1 + len(text) - 2 for text in texts]
+    assert 5 < asked.count("again") < 20
+    assert asked.count("x" * 99) == 100
 
 
 def test_text_files_are_one_document_each_and_called_estimated(tmp_path):

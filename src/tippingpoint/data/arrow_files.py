@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tippingpoint.data.records import Run, missing_column
+from tippingpoint.data.records import ColumnError, Run, missing_column
 from tippingpoint.data.skipped import Skipped
-from tippingpoint.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,7 +22,7 @@ def read_parquet(path: str, column: str, modality: str) -> Iterator[Run | Skippe
     """Yield the rows of one column of a Parquet file.
 
     Raises:
-        InputError: If it has no such column, or the column holds something that has no length.
+        ColumnError: If it has no such column, or the column holds something that has no length.
     """
     # Inside, because importing pyarrow is slow and only these files need it.
     import pyarrow as pa
@@ -45,7 +44,7 @@ def read_arrow(path: str, column: str, modality: str) -> Iterator[Run | Skipped]
     """Yield the rows of one column of an Arrow file, in its file format or its stream format.
 
     Raises:
-        InputError: If it has no such column, or the column holds something that has no length.
+        ColumnError: If it has no such column, or the column holds something that has no length.
     """
     import pyarrow as pa
 
@@ -115,7 +114,7 @@ def _kind_of(schema: pa.Schema, path: str, column: str, modality: str) -> str:
     if modality != "text" and pa.types.is_struct(value) and {f.name for f in value} & {"bytes", "path"}:
         return "media"
     wanted = "text, lists of token ids" if modality == "text" else "recordings or images (bytes, or bytes and path)"
-    raise InputError(f"column {column!r} of {path} holds {kind}; name a column of {wanted} or of numbers")
+    raise ColumnError(f"column {column!r} of {path} holds {kind}; name a column of {wanted} or of numbers")
 
 
 def _is_list_of_ids(kind: pa.DataType) -> bool:
@@ -135,11 +134,11 @@ def _run(path: str, column: str, holds: str, done: int, array: pa.Array) -> Run:
         array = array.cast(array.type.value_type)
     if holds == "elements":
         array = compute.call_function("list_value_length", [array])
-    elif str(array.type) in {"string", "large_string", "string_view"}:
+    elif holds == "text" and not pa.types.is_null(array.type):
         # As bytes, so that one wrong byte costs one row and not the batch.
         array = array.cast(pa.large_binary())
     # Offsets in the file may point anywhere.
-    array.validate(full=not pa.types.is_struct(array.type))
+    array.validate(full=True)
 
     def pick(indices: np.ndarray) -> list[Any]:
         return (array if len(indices) == len(array) else array.take(pa.array(indices))).to_pylist()

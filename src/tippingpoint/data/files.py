@@ -6,6 +6,7 @@ import glob
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from tippingpoint.data.records import suffix_of
@@ -201,19 +202,21 @@ class _List:
         listed = cls()
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    listed.folders.append(entry.name)
-                elif not entry.is_file():
-                    continue
-                elif wanted.accepts(entry.name):
-                    listed.files.append(entry.name)
-                    if entry.is_symlink():
-                        listed.links.add(entry.name)
-                else:
-                    listed.others.add(entry.name)
+                # A link that goes round in circles is as good as one that leads nowhere.
+                with suppress(OSError):
+                    if not entry.name.startswith("."):
+                        listed._add(entry, wanted)
         return listed
+
+    def _add(self, entry: os.DirEntry[str], wanted: Wanted) -> None:
+        if entry.is_dir():
+            self.folders.append(entry.name)
+        elif entry.is_file() and wanted.accepts(entry.name):
+            self.files.append(entry.name)
+            if entry.is_symlink():
+                self.links.add(entry.name)
+        elif entry.is_file():
+            self.others.add(entry.name)
 
     def keep_dataset(self, folder: str) -> Iterator[Skipped]:
         """Keep the Arrow files of a saved data set alone; yield those that should be there."""

@@ -54,8 +54,8 @@ def read_length_file(path: str) -> LengthData:
     """Return what `write_lengths` wrote; its source is the file.
 
     Raises:
-        InputError: If there is no such file, or its numbers contradict one another.
-        DataError: If it is something else, or of a later version.
+        InputError: If there is no such file.
+        DataError: If it is something else, of a later version, or its numbers contradict one another.
     """
     try:
         with open(path, encoding="utf-8") as file:
@@ -74,4 +74,7 @@ def read_length_file(path: str) -> LengthData:
             f"the length file {path!r} has version {record.get('version')!r}, and this tippingpoint reads version "
             f"{VERSION}; use the newer one, or write it again"
         )
-    return LengthData.from_dict({"sources": [path], "skipped": [], **record})
+    try:
+        return LengthData.from_dict({**record, "sources": [path], "skipped": []})
+    except (DataError, InputError) as error:
+        raise DataError(f"the length file {path!r} is malformed: {error}") from error

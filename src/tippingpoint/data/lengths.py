@@ -139,7 +139,7 @@ class LengthData:
         sqrt(ln(2 / 0.05) / (2 n)). It is for independent draws; those of a sample, which takes no item twice,
         spread less, and nothing is claimed for that.
         """
-        return 0.0 if self.population is None else math.sqrt(math.log(2 / _MISSES) / (2 * self.count))
+        return 0.0 if self.population is None else min(1.0, math.sqrt(math.log(2 / _MISSES) / (2 * self.count)))
 
     @property
     def minimum(self) -> float:

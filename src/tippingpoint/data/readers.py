@@ -118,6 +118,8 @@ def read_lengths(
             progress(Progress(chosen.seen, None, stream.bytes))
     if progress:
         progress(Progress(chosen.seen, chosen.seen, stream.bytes))
+    if stream.refused and (not stream.holds or (column is not None and stream.holds == {"file"})):
+        raise stream.refused
     if column is not None and stream.holds == {"file"}:
         raise InputError(
             f"the column {column!r} needs a file with columns ({', '.join(COLUMN_SUFFIXES)}), and there "

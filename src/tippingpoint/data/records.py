@@ -77,7 +77,7 @@ def read_records(path: str, column: str, modality: str) -> Iterator[Run | Skippe
         modality: What the column is to be lengths of.
 
     Raises:
-        InputError: If the file has no such column, or it holds something that has no length.
+        ColumnError: If the file has no such column, or it holds something that has no length.
     """
     suffix = suffix_of(path)
     if is_arrow(path):
@@ -118,10 +118,14 @@ def read_numbers(path: str) -> Iterator[Run | Skipped]:
         yield Skipped(path, "no numbers")
 
 
+class ColumnError(InputError):
+    """A file that does not have the column, or has something in it that has no length."""
+
+
 def missing_column(path: str, column: str, columns: Iterable[str]) -> NoReturn:
     """Raise the error that names the columns there are."""
     names = ", ".join(repr(name) for name in columns)
-    raise InputError(f"{path} has no column {column!r}; name one that it has: {names or 'none'}")
+    raise ColumnError(f"{path} has no column {column!r}; name one that it has: {names or 'none'}")
 
 
 def _picker(values: Sequence[Any]) -> Callable[[np.ndarray], list[Any]]:
@@ -133,11 +137,20 @@ def _open(path: str) -> io.BufferedReader | gzip.GzipFile:
 
 
 def _blocks(file: io.BufferedReader | gzip.GzipFile) -> Iterator[tuple[int, list[bytes]]]:
-    """Lines of a few megabytes together, with the number of the first, from 1."""
-    first = 1
-    while lines := file.readlines(_BYTES_AT_ONCE):
+    """Lines of a few megabytes together, with the number of the first, from 1; of a cut-off file what there is."""
+    first, size = 1, 0
+    lines: list[bytes] = []
+    try:
+        for line in file:
+            lines.append(line)
+            size += len(line)
+            if size >= _BYTES_AT_ONCE:
+                yield first, lines
+                first, size, lines = first + len(lines), 0, []
+    except (EOFError, OSError, zlib.error):
         yield first, lines
-        first += len(lines)
+        raise
+    yield first, lines
 
 
 def _jsonl(path: str, column: str, modality: str) -> Iterator[Run | Skipped]:
@@ -240,9 +253,9 @@ def _csv_blocks(path: str, rows: Any, index: int) -> Iterator[tuple[list[int], l
 
 
 def _csv_kind(values: Sequence[str | Skipped | None], modality: str) -> str:
-    """What a column of CSV holds, which knows text alone: numbers, if all that is there in the first rows is."""
+    """What a column of CSV holds, which knows text alone: numbers, if most of the first rows are."""
     there = [value for value in values if isinstance(value, str) and value.strip()]
-    if there and all(map(_is_number, there)):
+    if sum(map(_is_number, there)) > len(there) / 2:
         return "number"
     return "text" if modality == "text" else "media"
 

@@ -27,7 +27,7 @@ class Skipped:
     @property
     def kind(self) -> str:
         """The reason without what only this item says: no place in it, no error of a library, no name."""
-        return _DETAIL.sub("", _QUOTED.sub("the column", self.reason))
+        return _DETAIL.sub("", _QUOTED.sub("(name)", self.reason))
 
     def __str__(self) -> str:
         return f"{self.path} ({self.reason})"

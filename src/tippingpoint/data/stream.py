@@ -11,7 +11,7 @@ import numpy as np
 
 from tippingpoint.data.files import Wanted, stream_files
 from tippingpoint.data.item_lengths import Part
-from tippingpoint.data.records import SUFFIXES, Run, read_numbers, read_records, suffix_of
+from tippingpoint.data.records import SUFFIXES, ColumnError, Run, read_numbers, read_records, suffix_of
 from tippingpoint.data.sampling import Sample
 from tippingpoint.data.skipped import Skipped
 from tippingpoint.data.tally import Tally
@@ -45,6 +45,7 @@ class ItemStream:
 
     Attributes:
         holds: What the items stand for, in the words of `Run`.
+        refused: Why the first of the files that were left out for their columns was; None if none was.
         bytes: Size of the text files and records that were handed out so far.
     """
 
@@ -56,6 +57,7 @@ class ItemStream:
     sample: Sample
     tally: Tally
     holds: set[str] = field(default_factory=set)
+    refused: ColumnError | None = None
     bytes: int = 0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -109,7 +111,7 @@ class ItemStream:
             elif self.plain:
                 yield from read_numbers(found)
             elif suffix_of(found) in SUFFIXES:
-                yield from read_records(found, self.column, self.wanted.modality)
+                yield from self._records(found)
             else:
                 files.append(found)
                 if len(files) == _FILES_PER_BATCH:
@@ -117,6 +119,16 @@ class ItemStream:
                     files = []
         if files:
             yield _run_of(files)
+
+    def _records(self, path: str) -> Iterator[Run | Skipped]:
+        try:
+            yield from read_records(path, self.column, self.wanted.modality)
+        except ColumnError as error:
+            # What was given by its own name was meant; a folder may hold tables of other things.
+            if path in map(os.path.expanduser, self.sources):
+                raise
+            self.refused = self.refused or error
+            yield Skipped(path, f"no usable column {self.column!r}")
 
     def _check(self, run: Run) -> None:
         if self.tokenizer and run.holds in ("number", "elements"):

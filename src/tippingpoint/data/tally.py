@@ -115,7 +115,7 @@ class Tally:
             chosen = np.argpartition(keys, self._most - 1)[: self._most]
             keys, values = keys[chosen], values[chosen]
         self._keys, self._values, self._kept = [keys], [values], len(keys)
-        return int(keys.max())
+        return int(keys.max(initial=0))
 
     def _name(self, number: int, key: int, item: Skipped) -> None:
         self._named.append(_Named(number, key, item))
