@@ -96,8 +96,8 @@ def command(
         return
     from tippingpoint.report.export import export
 
-    for line in export(found, chosen, output) or (str(output),):
-        show(str(line))
+    rows = [row for session in sessions for row in session.rows()]
+    show(*map(str, export(found, chosen, output, rows=rows)))
 
 
 def _format(output: Path, asked: str | None) -> str:

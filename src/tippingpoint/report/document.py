@@ -1,12 +1,11 @@
 """A report in the order in which it is read, as plain blocks: what Markdown, LaTeX and PDF write down.
 
-Texts are made safe to read here, once: what a name hides (control characters, marks that turn the direction of
-writing, halves of characters) is spelled out. Each format still escapes what means something to itself.
+Texts stand here as they are. Each format escapes what means something to it, and begins with `visible`: what a name
+hides (control characters, marks that turn the direction of writing, halves of characters) is spelled out.
 """
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,8 +20,6 @@ from tippingpoint.report.paper_figures import Figure
 from tippingpoint.report.tables import verdict_with_reach
 from tippingpoint.units import format_items, format_length, format_percent
 
-# Characters that show nothing, or change how others are shown.
-_HIDDEN = ("Cc", "Cf", "Co", "Cn", "Cs", "Zl", "Zp")
 # Of what most measurements have, the first so many are told.
 _MOST_WARNINGS = 20
 
@@ -51,18 +48,6 @@ class Bullets:
 Block = Heading | Paragraph | Bullets | Grid | Figure
 
 
-def visible(text: str) -> str:
-    """Return a text of which all can be seen: line breaks become spaces, what is hidden is spelled out."""
-    return "".join(
-        " " if each in "\n\r\t" else each if unicodedata.category(each) not in _HIDDEN else _spelled(each)
-        for each in text
-    )
-
-
-def _spelled(character: str) -> str:
-    return character.encode("unicode_escape").decode()
-
-
 def document(contents: Contents, figures: Sequence[Figure] = (), *, left_out: int = 0) -> Iterator[Block]:
     """Yield a report's blocks.
 
@@ -75,7 +60,7 @@ def document(contents: Contents, figures: Sequence[Figure] = (), *, left_out: in
     yield Heading("Answers")
     yield Bullets(tuple(_answer_lines(contents)))
     if contents.lengths:
-        yield Paragraph(visible(str(contents.lengths).replace("\n", "; ")))
+        yield Paragraph(str(contents.lengths).replace("\n", "; "))
     yield from figures
     if left_out:
         yield Paragraph(f"{format_items(left_out, 'more figure')}: `tippingpoint report --format folder` writes all")
@@ -84,17 +69,18 @@ def document(contents: Contents, figures: Sequence[Figure] = (), *, left_out: in
         yield _tipping_points(comparison, contents.lengths)
     notes = dict.fromkeys(note for each in contents.comparisons for p in each.tipping_points for note in p.notes)
     if notes:
-        yield Bullets(tuple(map(visible, notes)))
-    yield Heading("Speed-ups")
-    for comparison in contents.comparisons:
-        yield from _speed_ups(comparison)
+        yield Bullets(tuple(notes))
+    speed_ups = [grid for comparison in contents.comparisons for grid in _speed_ups(comparison)]
+    if speed_ups:
+        yield Heading("Speed-ups")
+        yield from speed_ups
     yield from _rest(contents)
 
 
 def _answer_lines(contents: Contents) -> Iterator[str]:
     for answer in contents.answers:
         data = f"; {answer.data}" if answer.data else ""
-        yield visible(f"{answer.text}{data} ({answer.where})")
+        yield f"{answer.text}{data} ({answer.where})"
 
 
 def _tipping_points(comparison: Comparison, lengths: LengthData | None) -> Grid:
@@ -104,9 +90,9 @@ def _tipping_points(comparison: Comparison, lengths: LengthData | None) -> Grid:
     for point in comparison.tipping_points:
         share = longer_share(point, lengths)
         mine = ["" if share is None else format_percent(share)] if person else []
-        rows.append(tuple(map(visible, [*_tip_cells(point), *mine])))
+        rows.append((*_tip_cells(point), *mine))
     return Grid(
-        title=visible(f"Tipping points: {comparison.setting}"),
+        title=f"Tipping points: {comparison.setting}",
         columns=("metric", "variant", "against", "verdict", "from", "95 %", "positions", *person),
         numbers=(*[False] * 4, *[True] * (3 + len(person))),
         rows=tuple(rows),
@@ -121,7 +107,7 @@ def _tip_cells(point: TippingPoint) -> list[str]:
     return [*names, verdict_with_reach(point), place, interval_words(point), positions]
 
 
-def _speed_ups(comparison: Comparison) -> Iterator[Block]:
+def _speed_ups(comparison: Comparison) -> Iterator[Grid]:
     for baseline in comparison.contest.baselines:
         if any(each.baseline == baseline for each in comparison.speed_ups):
             yield _grid(speed_up_table(comparison, baseline), str(comparison.setting))
@@ -129,10 +115,10 @@ def _speed_ups(comparison: Comparison) -> Iterator[Block]:
 
 def _grid(table: Table, where: str) -> Grid:
     return Grid(
-        title=visible(f"{table.caption}: {where}"),
-        columns=tuple(map(visible, table.head)),
+        title=f"{table.caption}: {where}",
+        columns=table.head,
         numbers=(True,) * len(table.head),
-        rows=tuple(tuple(map(visible, row)) for row in table.rows),
+        rows=table.rows,
     )
 
 
@@ -140,9 +126,9 @@ def _rest(contents: Contents) -> Iterator[Block]:
     """Yield what the answers rest on, and what they lack."""
     if contents.missing:
         yield Heading("What is missing")
-        yield Bullets(tuple(visible(str(each)) for each in contents.missing))
+        yield Bullets(tuple(str(each) for each in contents.missing))
     yield Heading("Environments" if len(contents.environments) > 1 else "Environment")
-    yield Bullets(tuple(visible(f"{key}: {each}") for key, each in contents.environments.items()))
+    yield Bullets(tuple(f"{key}: {each}" for key, each in contents.environments.items()))
     if contents.warnings:
         yield Heading("Warnings")
         yield Bullets(tuple(_warning_lines(contents)))
@@ -152,7 +138,7 @@ def _warning_lines(contents: Contents) -> Iterable[str]:
     for warned in contents.warnings[:_MOST_WARNINGS]:
         where, text = warned.examples[0]
         more = f" (and {format_items(warned.count - 1, 'measurement')} like it)" if warned.count > 1 else ""
-        yield visible(f"{where}: {text}{more}")
+        yield f"{where}: {text}{more}"
     left = len(contents.warnings) - _MOST_WARNINGS
     if left > 0:
         yield f"{format_items(left, 'other kind')} of warnings; `tippingpoint show --warnings` has all"

@@ -15,7 +15,7 @@ from tippingpoint.analysis.tipping_point import TippingPoint
 from tippingpoint.errors import InputError
 from tippingpoint.report.answers import longer_share
 from tippingpoint.report.contents import Comparison, Contents
-from tippingpoint.report.document import Bullets, Heading, Paragraph, document, visible
+from tippingpoint.report.document import Bullets, Heading, Paragraph, document
 from tippingpoint.report.figures import write_whole
 from tippingpoint.report.grids import Grid
 from tippingpoint.workload import check_choice
@@ -137,7 +137,7 @@ def _folder(contents: Contents, path: Path, _: Sequence[Row]) -> Files:
     about = (
         f"Each figure is {COLUMN_IN:g} inches wide, a column of a paper, as .svg, .pdf and .png (300 dots per inch)."
     )
-    blocks = [Paragraph(about), Heading("Answers"), Bullets(tuple(visible(each.text) for each in contents.answers))]
+    blocks = [Paragraph(about), Heading("Answers"), Bullets(tuple(each.text for each in contents.answers))]
     yield path / "index.md", markdown(contents.title, [*blocks, Heading("Figures"), *drawn]).encode()
 
 

@@ -6,8 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from tippingpoint.report.document import visible
 from tippingpoint.report.grids import Grid
+from tippingpoint.report.visible import spelled, visible
 
 # Longer tables go on on the next page.
 _MOST_ROWS = 40
@@ -88,8 +88,6 @@ def _row(cells: Iterable[str]) -> str:
 
 def escaped(text: str) -> str:
     """Return a text that LaTeX sets as it is; letters beyond those of Western Europe are spelled out."""
-    return "".join(_SPECIAL.get(each) or (each if ord(each) < 256 else _spelled(each)) for each in text)
-
-
-def _spelled(character: str) -> str:
-    return r"\textbackslash{}" + character.encode("unicode_escape").decode().removeprefix("\\")
+    return "".join(
+        _SPECIAL.get(each) or (each if ord(each) < 256 else escaped(spelled(each))) for each in visible(text)
+    )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from tippingpoint.report.document import Block, Bullets, Heading, Paragraph, visible
+from tippingpoint.report.document import Block, Bullets, Heading, Paragraph
 from tippingpoint.report.grids import Grid
 from tippingpoint.report.paper_figures import Figure
+from tippingpoint.report.visible import visible
 
 _MARKUP = re.compile(r"([\\`*{}\[\]|~#$!]|(?<!\w)_|_(?!\w))")
 # What begins a list or a rule where it begins a line.
@@ -26,7 +27,7 @@ def markdown(title: str, blocks: Iterable[Block], folder: str = "") -> str:
         blocks: In their order.
         folder: Where the figures' files lie, seen from the text; they are SVG.
     """
-    parts = [f"# {escaped(visible(title))}"]
+    parts = [f"# {escaped(title)}"]
     for block in blocks:
         if isinstance(block, Heading):
             parts.append(f"## {escaped(block.text)}")
@@ -35,8 +36,8 @@ def markdown(title: str, blocks: Iterable[Block], folder: str = "") -> str:
         elif isinstance(block, Bullets):
             parts.append("\n".join(f"- {_line(item)}" for item in block.items) or "None.")
         elif isinstance(block, Figure):
-            said = escaped(visible(block.caption))
-            parts.append(f"![{said}]({folder}{_address(block.name)}.svg)\n\n{_line(visible(block.caption))}")
+            said = escaped(block.caption)
+            parts.append(f"![{said}]({folder}{_address(block.name)}.svg)\n\n{_line(block.caption)}")
         else:
             parts.append(f"**{escaped(block.title)}**\n\n{table(block)}")
     return "\n\n".join(parts) + "\n"
@@ -52,7 +53,7 @@ def table(grid: Grid) -> str:
 
 def escaped(text: str) -> str:
     """Return a text that Markdown shows as it is, within a line."""
-    found = _MARKUP.sub(r"\\\1", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    found = _MARKUP.sub(r"\\\1", visible(text)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _LINKS.sub(rf"\1{_NOTHING}", found)
 
 

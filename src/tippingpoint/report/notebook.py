@@ -32,6 +32,7 @@ from tippingpoint.report.grids import Grid, grid_of
 from tippingpoint.report.predict import prediction_tables
 from tippingpoint.report.record_charts import candidates_chart, lengths_chart, parts_chart, tipping_point_chart
 from tippingpoint.report.tables import candidates_table, lengths_table, percentiles_line
+from tippingpoint.report.visible import all_visible, visible
 from tippingpoint.store import Store
 from tippingpoint.units import format_items, format_length
 
@@ -79,8 +80,8 @@ def as_html(record: object) -> str:
 
 def html(view: View) -> str:
     """Return a view as HTML."""
-    lead = f"<p>{escape(view.lead)}</p>" if view.lead else ""
-    notes = "".join(f"<li>{escape(note)}</li>" for note in view.notes)
+    lead = f"<p>{_escaped(view.lead)}</p>" if view.lead else ""
+    notes = "".join(f"<li>{_escaped(note)}</li>" for note in view.notes)
     figure = _figure(view.chart, view.alt) if view.chart else ""
     tables = "".join(f'<div style="overflow-x:auto">{table_html(grid)}</div>' for grid in view.grids)
     return f"<div>{lead}{figure}{tables}{f'<ul>{notes}</ul>' if notes else ''}</div>"
@@ -89,12 +90,12 @@ def html(view: View) -> str:
 def table_html(grid: Grid) -> str:
     """Return a table with a caption and with headers of its columns and rows."""
     head = "".join(
-        f'<th scope="col" style="{_CELL};{_side(number)};{_LINE}">{escape(name)}</th>'
+        f'<th scope="col" style="{_CELL};{_side(number)};{_LINE}">{_escaped(name)}</th>'
         for name, number in zip(grid.columns, grid.numbers, strict=True)
     )
     body = "".join(f"<tr>{''.join(_cells(grid, row, place))}</tr>" for place, row in enumerate(grid.rows))
     return (
-        f'<table style="{_TABLE}"><caption style="{_CAPTION}">{escape(grid.title)}</caption>'
+        f'<table style="{_TABLE}"><caption style="{_CAPTION}">{_escaped(grid.title)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
     )
 
@@ -108,7 +109,11 @@ def _cells(grid: Grid, row: Sequence[str], place: int) -> Iterable[str]:
         inset = f";padding-left:{0.6 * (len(text) - len(words)):.1f}em" if words != text else ""
         tag, scope = ("td", "") if column else ("th", ' scope="row"')
         style = f"{_CELL};{_side(number)};font-weight:{weight}{inset}{line}"
-        yield f'<{tag}{scope} style="{style}">{escape(words)}</{tag}>'
+        yield f'<{tag}{scope} style="{style}">{_escaped(words)}</{tag}>'
+
+
+def _escaped(text: str) -> str:
+    return escape(visible(text))
 
 
 def _side(number: bool) -> str:
@@ -120,8 +125,8 @@ def _figure(chart: Callable[[], Any], says: str) -> str:
     try:
         svg = svg_of(chart())
     except Exception as error:  # noqa: BLE001 (a record is shown, whatever becomes of its figure; the reason is told)
-        return f"<p><em>no figure: {escape(str(error) or type(error).__name__)}</em></p>"
-    data, said = base64.b64encode(svg.encode()).decode(), escape(says)
+        return f"<p><em>no figure: {_escaped(str(error) or type(error).__name__)}</em></p>"
+    data, said = base64.b64encode(svg.encode()).decode(), _escaped(says)
     return (
         f'<p><img role="img" alt="{said}" aria-label="{said}" style="max-width:100%;background:white" '
         f'src="data:image/svg+xml;base64,{data}"></p>'
@@ -132,7 +137,7 @@ def svg_of(chart: Any) -> str:
     """Return a figure as SVG, drawn without a browser."""
     import vl_convert
 
-    return vl_convert.vegalite_to_svg(chart.to_dict())
+    return vl_convert.vegalite_to_svg(all_visible(chart.to_dict()))
 
 
 def _measurement(found: Measurement) -> View:

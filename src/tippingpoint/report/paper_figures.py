@@ -21,6 +21,7 @@ from tippingpoint.report.figures import LENGTHS
 from tippingpoint.report.page_data import BETTER, Looks, batch_fill, breakdown_message, comparison_fill, named
 from tippingpoint.report.page_figures import batch_figure, cost_figure, looks, winner_figure
 from tippingpoint.report.record_charts import lengths_chart, parts_chart
+from tippingpoint.report.visible import all_visible
 from tippingpoint.units import format_length
 
 Record = dict[str, Any]
@@ -113,7 +114,7 @@ def _looks(contents: Contents) -> Looks:
 def _of_comparisons(contents: Contents) -> Iterator[Figure]:
     shown = _looks(contents)
     for comparison in contents.comparisons:
-        holes = comparison_fill(comparison, shown, contents.lengths)
+        holes = all_visible(comparison_fill(comparison, shown, contents.lengths))
         setting = comparison.setting
         own = (comparison.contest.baselines[0], setting.phase, f"batch{setting.batch_size}")
         for metric, cost in holes["costs"].items():
@@ -206,7 +207,7 @@ def _of_batches(contents: Contents) -> Iterator[Figure]:
         key = (setting.environment, setting.label, setting.workload.replace(batch_size=1), each.contest)
         groups.setdefault(key, []).append(each)
     for group in groups.values():
-        fill = batch_fill(group, shown)
+        fill = all_visible(batch_fill(group, shown))
         if fill:
             names = [broken(each, _LEGEND_LETTERS) for each in fill["subjects"]]
             filled = {**fill, "columns_sort": fill["columns"], "rows_sort": fill["rows"], "subjects": names}
@@ -225,7 +226,7 @@ def _of_breakdowns(breakdowns: Iterable[Breakdown]) -> Iterator[Figure]:
         at = format_length(workload.length, architecture_of(workload.subject).unit)
         caption = f"{breakdown_message([each])}. Each part begins where the one above it ends. Setting: {workload}."
         name = _name("parts", workload.subject, at, workload.phase)
-        yield Figure(name, _sentence(caption), _to_column(parts_chart(each).to_dict()))
+        yield Figure(name, _sentence(caption), _to_column(all_visible(parts_chart(each).to_dict())))
 
 
 @cache

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
-from tippingpoint.report.document import Block, Bullets, Heading, Paragraph, visible
+from tippingpoint.report.document import Block, Bullets, Heading, Paragraph
 from tippingpoint.report.grids import Grid
 from tippingpoint.report.paper_figures import COLUMN_IN, Figure, broken
+from tippingpoint.report.visible import visible
 
 # In points; a sheet of A4 and one of letter paper have room for it.
 _PAGE_WIDTH, _PAGE_HEIGHT, _MARGIN, _TOP = 595.0, 792.0, 54.0, 44.0
@@ -26,7 +27,7 @@ def pdf(title: str, blocks: Iterable[Block]) -> bytes:
     from reportlab.platypus import SimpleDocTemplate
 
     file = io.BytesIO()
-    name = _letters(visible(title))
+    name = _letters(title)
     document = SimpleDocTemplate(
         file,
         pagesize=(_PAGE_WIDTH, _PAGE_HEIGHT),
@@ -53,7 +54,7 @@ def pdf(title: str, blocks: Iterable[Block]) -> bytes:
 
 def _letters(text: str) -> str:
     """Return a text in the letters that every PDF reader has."""
-    return text.encode("cp1252", "backslashreplace").decode("cp1252")
+    return visible(text).encode("cp1252", "backslashreplace").decode("cp1252")
 
 
 def _styles() -> dict[str, Any]:
@@ -119,7 +120,7 @@ def _pair(figures: Sequence[Figure], styles: dict[str, Any]) -> Any:
         content = io.BytesIO(figure.png())
         width, height = ImageReader(content).getSize()
         image = Image(content, width=_COLUMN, height=_COLUMN * height / width)
-        cells.append([image, Text(escape(_letters(visible(figure.caption))), styles["caption"])])
+        cells.append([image, Text(escape(_letters(figure.caption)), styles["caption"])])
     cells += [[]] * (2 - len(cells))
     look = [
         ("VALIGN", (0, 0), (-1, -1), "TOP"),
@@ -139,8 +140,9 @@ def _table(grid: Grid, styles: dict[str, Any]) -> Any:
         found = []
         for cell, number, width in zip(cells, grid.numbers, widths, strict=True):
             # A name is broken where its parts meet; a sentence has spaces for that.
-            words = cell if " " in cell else broken(cell, int((width - _PADDING) / _LETTER))
-            text = escape(_letters(words)).replace("\n", "<br/>")
+            words = _letters(cell)
+            words = words if " " in words else broken(words, int((width - _PADDING) / _LETTER))
+            text = escape(words).replace("\n", "<br/>")
             found.append(Text(f"<b>{text}</b>" if bold else text, styles["right" if number else "left"]))
         return found
 
