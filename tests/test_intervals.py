@@ -171,3 +171,16 @@ def test_a_step_between_two_levels_gives_an_interval_about_as_wide_as_the_step()
     assert low < 0
     assert high > 0.1
     assert high - low < 4 * 0.16
+
+
+@pytest.mark.parametrize("size", [8, 9, 60, 301])
+def test_replicates_are_medians_of_resamples_spread_by_one_factor(size):
+    values = np.random.default_rng(size).standard_normal(size)
+    picks = np.random.default_rng(5).integers(size, size=(500, size))
+    medians = np.median(values[picks], axis=1) - np.median(values)
+    replicates = center_replicates(values, seed=5, count=500) - np.median(values)
+    away = medians != 0
+    factor = replicates[away] / medians[away]
+    assert factor == pytest.approx(factor[0])
+    assert 1 < factor[0] < 3
+    assert (replicates[~away] == 0).all()

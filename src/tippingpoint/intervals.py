@@ -175,11 +175,24 @@ def _replicates(values: np.ndarray, generator: np.random.Generator, count: int, 
         picks = generator.integers(values.size, size=(count, values.size))
         middle = np.median(values)
         wider *= 1 + _TOO_NARROW / (values.size - 1)
-        return middle + wider * (np.median(values[picks], axis=1) - middle)
+        return middle + wider * (_medians(values, picks) - middle)
     if values.size == 1:
         return np.full(count, values[0])
     error = values.std(ddof=1) / np.sqrt(values.size)
     return values.mean() + wider * error * generator.standard_t(values.size - 1, size=count)
+
+
+def _medians(values: np.ndarray, picks: np.ndarray) -> np.ndarray:
+    """Return the median of each row of `values[picks]`, exactly that of NumPy and several times as fast.
+
+    Ranks are sorted instead of values: small integers, which NumPy sorts by their digits.
+    """
+    order = np.argsort(values)
+    ranks = np.empty(values.size, dtype=np.int16 if values.size < 2**15 else np.int64)
+    ranks[order] = np.arange(values.size)
+    half = values.size // 2
+    middle = np.sort(ranks[picks], axis=1)[:, half - 1 + values.size % 2 : half + 1]
+    return values[order][middle].mean(axis=1)
 
 
 def _spread(replicates: np.ndarray) -> float:
