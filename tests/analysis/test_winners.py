@@ -203,3 +203,18 @@ def test_stretches_cover_what_was_chosen_and_nothing_else(chosen):
     # No two of them could be one.
     gaps = [(first[1], second[0]) for first, second in itertools.pairwise(found)]
     assert all(any(low < length < high for length in lengths) for low, high in gaps)
+
+
+def test_where_a_batch_holds_as_many_as_fit_every_length_has_its_own_batch_size():
+    outcomes: list[Outcome] = [
+        measurement(subject, length, [seconds] * 9, session=f"{length}-0", batch_size=4096 // length)
+        for length in LENGTHS
+        for subject, seconds in ((BERT, length), (LOCAL, 500))
+    ]
+    contest = Contest((BERT,), (LOCAL,))
+    (found,) = races_of(outcomes, contest, ["inference"], 1, batch_budget=4096)
+    assert found.lengths == LENGTHS
+    ratios = [point.ratio for point in speed_up(found, BERT, LOCAL).points]
+    assert ratios == pytest.approx([length / 500 for length in LENGTHS])
+    assert [best.subject for best in found.best()] == [BERT, LOCAL, LOCAL]
+    assert races_of(outcomes, contest, ["inference"], 1) == ()

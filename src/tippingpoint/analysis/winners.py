@@ -93,12 +93,20 @@ class Race:
         outcomes: What was measured of them, and other things.
         phase: "inference" or "training".
         batch_size: Sequences per call.
+        batch_budget: How much a call holds in the native unit instead, where it has no fixed size; see `Study`. The
+            outcomes then have no other batch sizes than it asks for.
     """
 
     contest: Contest
     outcomes: tuple[Outcome, ...]
     phase: str
     batch_size: int = 1
+    batch_budget: float | None = None
+
+    @property
+    def _size(self) -> int | None:
+        """Sequences per call; None where every length has its own."""
+        return self.batch_size if self.batch_budget is None else None
 
     @cached_property
     def seen(self) -> tuple[Outcome, ...]:
@@ -107,7 +115,8 @@ class Race:
             outcome
             for outcome in self.outcomes
             if outcome.workload.subject in self.contest.subjects
-            and (outcome.workload.phase, outcome.workload.batch_size) == (self.phase, self.batch_size)
+            and outcome.workload.phase == self.phase
+            and self._size in (None, outcome.workload.batch_size)
             and not (is_best_batch(outcome) or is_look(outcome))
         )
 
@@ -143,7 +152,7 @@ class Race:
         for baseline in self.contest.baselines:
             for subject in self.contest.subjects:
                 points = comparison_points(
-                    seen, baseline, subject, metric=metric, phase=self.phase, batch_size=self.batch_size
+                    seen, baseline, subject, metric=metric, phase=self.phase, batch_size=self._size
                 )
                 if subject != baseline and points:
                     found.append(SpeedUp(baseline, subject, metric, tuple(points)))
@@ -184,7 +193,7 @@ class Race:
             less, more = (_cost(here[subject], metric) or math.nan for subject in (best, other))
             return math.log(more / less) > MEMORY_TOLERANCE
         outcomes = [outcome for outcome in self.seen if outcome.workload.length == length]
-        points = comparison_points(outcomes, other, best, metric=metric, phase=self.phase, batch_size=self.batch_size)
+        points = comparison_points(outcomes, other, best, metric=metric, phase=self.phase, batch_size=self._size)
         if points:
             return points[0].sign > 0
         # They did not fit into memory together, and nothing pairs their blocks.
@@ -192,7 +201,11 @@ class Race:
 
 
 def races_of(
-    outcomes: Iterable[Outcome], contest: Contest, phases: Iterable[str], batch_size: int
+    outcomes: Iterable[Outcome],
+    contest: Contest,
+    phases: Iterable[str],
+    batch_size: int,
+    batch_budget: float | None = None,
 ) -> tuple[Race, ...]:
     """Return a study's contest in each of its phases, where anything could be compared.
 
@@ -201,9 +214,11 @@ def races_of(
         contest: Its baselines and variants.
         phases: Its phases.
         batch_size: Sequences per call.
+        batch_budget: See `Race`.
     """
     outcomes = tuple(outcomes)
-    found = (Race(contest=contest, outcomes=outcomes, phase=phase, batch_size=batch_size) for phase in phases)
+    sizes = {"batch_size": batch_size, "batch_budget": batch_budget}
+    found = (Race(contest=contest, outcomes=outcomes, phase=phase, **sizes) for phase in phases)
     return tuple(race for race in found if race.speed_ups())
 
 

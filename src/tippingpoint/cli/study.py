@@ -145,7 +145,7 @@ def _races(result: StudyResult) -> tuple[Race, ...]:
 
     study = result.study
     contest = Contest(study.baselines, study.variants)
-    return races_of(result.outcomes, contest, study.phases, study.batch_size)
+    return races_of(result.outcomes, contest, study.phases, study.batch_size, study.batch_budget)
 
 
 def _show(result: StudyResult, store: Path) -> None:
