@@ -20,7 +20,6 @@ _SUFFIXES = {
     ".tex": "latex",
     ".parquet": "parquet",
     ".pdf": "pdf",
-    "": "folder",
 }
 
 
@@ -63,10 +62,12 @@ def command(
     """
     from tippingpoint.analysis.selection import Selection
     from tippingpoint.cli.lengths import read
-    from tippingpoint.cli.output import show
+    from tippingpoint.cli.output import progress, show
+    from tippingpoint.errors import InputError
     from tippingpoint.report.contents import contents
+    from tippingpoint.report.figures import write_whole
     from tippingpoint.store import Store
-    from tippingpoint.units import format_bytes
+    from tippingpoint.units import format_bytes, format_items
     from tippingpoint.workload import DTYPES, PHASES, check_choice
 
     chosen = _format(output, format_)
@@ -82,22 +83,34 @@ def command(
         environment=environment,
     )
     with Store(store, create=False) as opened:
-        held, breakdowns = opened.sessions(), opened.breakdowns(label=label)
+        held, broken_down = opened.sessions(), opened.breakdowns(label=label)
     sessions = selection.of(held, str(store))
     lengths = read(data, modality, column, tokenizer, max_length) if data else None
+    outcomes = [outcome for session in sessions for outcome in session.outcomes]
+    progress(f"reporting {format_items(len(outcomes), 'outcome')}")
+    # Filters are for outcomes; a breakdown goes with those of the same subject, phase and environment.
+    shown = {(o.workload.subject, o.workload.phase, o.environment.fingerprint) for o in outcomes}
+    breakdowns = [
+        b for b in broken_down if (b.workload.subject, b.workload.phase, b.environment.fingerprint) in shown
+    ]
     found = contents(sessions, store=str(store), title=title, breakdowns=breakdowns, lengths=lengths)
+    modalities = {comparison.setting.modality for comparison in found.comparisons}
+    if lengths and lengths.modality not in modalities:
+        there = " and ".join(sorted(modalities))
+        raise InputError(
+            f"your lengths are of {lengths.modality}, and {store} compares {there}; say --modality {there}"
+        )
     if chosen == "html":
-        from tippingpoint.report.figures import write_whole
         from tippingpoint.report.page import page
 
-        content = page(found).encode()
-        write_whole(content, output)
-        show(f"{output}: {format_bytes(len(content))}")
-        return
-    from tippingpoint.report.export import export
+        write_whole(page(found).encode(), output)
+        files = [output]
+    else:
+        from tippingpoint.report.export import export
 
-    rows = [row for session in sessions for row in session.rows()]
-    show(*map(str, export(found, chosen, output, rows=rows)))
+        files = export(found, chosen, output, rows=[row for session in sessions for row in session.rows()])
+    for file in files:
+        show(f"{file}: {format_bytes(file.stat().st_size)}")
 
 
 def _format(output: Path, asked: str | None) -> str:
@@ -110,7 +123,7 @@ def _format(output: Path, asked: str | None) -> str:
     from tippingpoint.workload import check_choice
 
     if asked is None and output.suffix.lower() not in _SUFFIXES:
-        endings = ", ".join(suffix for suffix in _SUFFIXES if suffix)
+        endings = ", ".join(_SUFFIXES)
         raise InputError(f"a report's file must end in one of {endings}, got {str(output)!r}; or say --format")
     found = check_choice("format", asked, FORMATS) if asked else _SUFFIXES[output.suffix.lower()]
     if not output.parent.is_dir():
