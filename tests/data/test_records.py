@@ -16,6 +16,8 @@ from PIL import Image
 from pyarrow import ipc, parquet
 
 from tippingpoint.data import read_lengths
+from tippingpoint.data.arrow_files import read_parquet
+from tippingpoint.data.records import Run
 from tippingpoint.errors import DataError, InputError
 
 MEDIA = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -254,3 +256,19 @@ def test_a_table_without_rows_is_named(tmp_path):
     write_stream(tmp_path / "b.arrow", TEXTS.slice(0, 0))
     with pytest.raises(DataError, match=r"2 of 2 failed: .*a\.parquet \(no records\), .*b\.arrow \(no records\)"):
         read_lengths(tmp_path, "text")
+
+
+def test_a_parquet_file_is_not_held_in_memory_as_a_whole(tmp_path):
+    path = tmp_path / "a.parquet"
+    schema = pa.schema({"text": pa.binary()})
+    with parquet.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+        for group in range(20):
+            rows = [bytes([group, row]) * 50_000 for row in range(20)]
+            writer.write_table(pa.table({"text": rows}, schema))
+    before = pa.default_memory_pool().bytes_allocated()
+    held = []
+    for run in read_parquet(str(path), "text", "text"):
+        assert isinstance(run, Run)
+        assert run.all()
+        held.append(pa.default_memory_pool().bytes_allocated() - before)
+    assert max(held) < path.stat().st_size / 3

@@ -30,7 +30,8 @@ def read_parquet(path: str, column: str, modality: str) -> Iterator[Run | Skippe
 
     done = 0
     try:
-        with parquet.ParquetFile(path, buffer_size=_BYTES_AT_ONCE) as file:
+        # Buffered ahead, what was read would be held until the file is closed.
+        with parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BYTES_AT_ONCE) as file:
             holds = _kind_of(file.schema_arrow, path, column, modality)
             rows = _rows_at_once(file.metadata, column)
             for batch in file.iter_batches(batch_size=rows, columns=[column]):
