@@ -108,6 +108,15 @@ def test_noise_of_batches_and_doubt_about_prices_are_both_in_the_interval_of_a_d
     assert widths[2] == pytest.approx(np.hypot(widths[0], widths[1]), rel=0.15)
 
 
+def test_a_batch_in_the_middle_is_not_moved_by_a_few_that_were_disturbed():
+    seconds = np.ones(101)
+    seconds[:10] = 20.0
+    found = replayed(seconds, np.ones(101), np.full((400, 101), 1.1))
+    assert found.difference is not None
+    assert found.difference.value < -0.5
+    assert found.typical_difference == pytest.approx(0.1)
+
+
 def test_batches_without_a_price_are_left_out_of_the_comparison_and_of_nothing_else():
     priced = np.array([True, False, True])
     found = replace(replayed(np.array([1.0, 50.0, 1.0]), np.ones(3)), prices=np.full((400, 2), 2.0), priced=priced)
@@ -125,6 +134,7 @@ def test_nothing_observed_or_predicted_is_none_and_never_a_number():
     assert never.latency_s(50) is None
     unpriced = replayed(np.ones(3), np.ones(3))
     assert unpriced.difference is None
+    assert unpriced.typical_difference is None
     assert unpriced.predicted_per_1000_s is None
     assert unpriced.predicted_latency_s(50) is None
 

@@ -157,6 +157,18 @@ class Replayed:
         return Estimate.of(np.concatenate([[value], sums[0] / sums[1] * errors]) - 1)
 
     @property
+    def typical_difference(self) -> float | None:
+        """The same of a batch in the middle, batches weighed by what they are predicted to cost.
+
+        Measurements at single lengths are medians, and a sum is no median: where others take time now and then, real
+        batches take longer on the whole and not in the middle.
+        """
+        if self.prices is None or self.priced is None:
+            return None
+        predicted = np.median(self.prices, axis=0)
+        return _percentile(predicted / self.seconds[self.priced], predicted, 50) - 1
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Why the numbers may not be trusted."""
         found = [sample.conditions for sample in self.samples if sample.conditions is not None]
@@ -173,11 +185,11 @@ class Replayed:
         return tuple(lines)
 
 
-def _percentile(seconds: np.ndarray, items: np.ndarray, percent: float) -> float:
-    order = np.argsort(seconds)
-    reached = np.cumsum(items[order])
-    # Sums of whole numbers are exact; a share of them is not.
-    return float(seconds[order][np.searchsorted(reached, percent / 100 * items.sum() - 1e-9)])
+def _percentile(values: np.ndarray, weights: np.ndarray, percent: float) -> float:
+    """Return the smallest value that a percentage of the weight does not exceed."""
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order]) / weights.sum()
+    return float(values[order][np.searchsorted(reached, percent / 100 - 1e-9)])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)

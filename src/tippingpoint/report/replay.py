@@ -75,11 +75,12 @@ def remarks(replay: Replay) -> list[str]:
         f"{format_percent(replay.padded)} is padding; {replay.stop_reason}"
     ]
     for each in replay.subjects:
-        if each.difference is not None:
+        if each.difference is not None and each.typical_difference is not None:
             close = abs(each.difference.value) <= CLOSE
             lines.append(
                 f"{each.subject}: the prediction is {'' if close else 'not '}within {format_percent(CLOSE)} of what "
-                f"was observed"
+                f"was observed ({_off(each.difference.value)}; for a batch in the middle "
+                f"{_off(each.typical_difference)})"
             )
         if each.failure:
             lines.append(f"failed: {each.subject} after {len(each.samples):,} batches: {each.failure.message}")
@@ -113,6 +114,7 @@ def _subject_record(each: Replayed) -> dict[str, Any]:
         "per_1000_s": plain(each.per_1000_s),
         "predicted_per_1000_s": plain(each.predicted_per_1000_s),
         "difference": plain(each.difference),
+        "typical_difference": each.typical_difference,
         "latency_s": {f"p{percent}": each.latency_s(percent) for percent in PERCENTILES},
         "predicted_latency_s": {f"p{percent}": each.predicted_latency_s(percent) for percent in PERCENTILES},
         "peak_bytes": each.peak_bytes,
