@@ -40,6 +40,8 @@ _DIGITS = 4
 _MOST_NAMED = 6
 # Names of tipping points stand below each other, so far apart as a share of the height.
 _LINE = 0.055
+# A longer name ends in dots.
+_NAME_PIXELS = 300
 # Beyond this share of the axis a name stands to the left of its mark.
 _LEFT = 0.62
 _BINS = 24
@@ -159,8 +161,12 @@ def _tips(color: alt.Color, shape: alt.Shape) -> alt.LayerChart:
 
     base = alt.Chart(_named("tips"))
     y = alt.Y("place:Q", axis=None).scale(domain=[0, 1])
-    right = base.transform_filter("datum.side === 'right'").mark_text(align="left", dx=9, fontSize=11)
-    left = base.transform_filter("datum.side === 'left'").mark_text(align="right", dx=-9, fontSize=11)
+    right = base.transform_filter("datum.side === 'right'").mark_text(
+        align="left", dx=9, fontSize=11, limit=_NAME_PIXELS
+    )
+    left = base.transform_filter("datum.side === 'left'").mark_text(
+        align="right", dx=-9, fontSize=11, limit=_NAME_PIXELS
+    )
     texts = [words.encode(_lengths(), y, text="word:N", color=alt.value(INK)) for words in (right, left)]
     return alt.LayerChart(
         layer=[
@@ -185,7 +191,7 @@ def winner_figure() -> Record:
     x = alt.X("column:N", sort=["$columns_sort"], title="$x_title").axis(
         labelAngle=0, labelOverlap="greedy", orient="bottom"
     )
-    y = alt.Y("row:N", sort=["$rows_sort"], title=None).axis(labelLimit=0, ticks=False, domain=False, labelPadding=6)
+    y = alt.Y("row:N", sort=["$rows_sort"], title=None).axis(ticks=False, domain=False, labelPadding=6)
     base = alt.Chart(_named("cells"))
     scale = alt.Scale(type="log", domain=[1, _MOST_BEHIND], range=list(_CELL_COLORS), clamp=True)
     legend = alt.Legend(
@@ -194,8 +200,12 @@ def winner_figure() -> Record:
     cells = base.mark_rect(stroke="white", strokeWidth=1.5).encode(
         x, y, color=alt.Color("behind:Q", scale=scale, legend=legend), tooltip=["row:N", "column:N", "says:N"]
     )
-    words = base.mark_text(fontSize=12).encode(x, y, text="mark:N", color=alt.value(ON_CELL))
-    return _specification(_rows([cells, words]))
+    # A failure has no colour to lie on.
+    layers = [
+        base.transform_filter(kept).mark_text(fontSize=12).encode(x, y, text="mark:N", color=alt.value(color))
+        for kept, color in (("datum.behind !== null", ON_CELL), ("datum.behind === null", INK))
+    ]
+    return _specification(_rows([cells, *layers]))
 
 
 def batch_figure() -> Record:
@@ -214,7 +224,7 @@ def batch_figure() -> Record:
     marks = base.mark_point(filled=True, size=80, opacity=1).encode(
         x, y, color=color, shape=shape, tooltip=["subject:N", "row:N", "column:N", "level:N"]
     )
-    words = base.mark_text(dy=-9, dx=12, fontSize=10).encode(x, y, text="mark:N", color=alt.value(INK))
+    words = base.mark_text(dx=14, fontSize=12).encode(x, y, text="mark:N", color=alt.value(INK))
     return _specification(_rows([cells, marks, words]))
 
 
@@ -324,6 +334,7 @@ def tip_records(points: Sequence[TippingPoint], axes: Record) -> list[Record]:
                 "bottom": 0,
                 "side": "left" if where > _LEFT else "right",
                 "word": f"{point.variant} from {format_length(point.length, point.unit)}" if named else "",
+                "short": format_length(point.length, point.unit) if named else "",
             }
         )
     return records

@@ -55,6 +55,7 @@
     loader: { load: nothing, sanitize: nothing, http: nothing, file: nothing },
   };
 
+  const isNarrow = (plot) => plot.clientWidth < 560;
   const draw = async (figure, specification, holes, { rows, message, name, height }) => {
     const element = document.getElementById(figure);
     if (!element) return;
@@ -66,6 +67,7 @@
     const longest = Math.max(4, ...((holes && holes.subjects) || []).map((each) => each.length));
     if (holes) filled.config.legend.columns = Math.max(1, Math.floor(plot.clientWidth / (longest * 6.5 + 40)));
     if (height) filled.height = height;
+    if (holes) filled.config.axisY = { labelLimit: isNarrow(plot) ? 110 : 320 };
     const result = await vegaEmbed(plot, filled, options);
     recolour(plot);
     // Vega says only that this is one of its drawings.
@@ -92,6 +94,11 @@
       ...here.axes, ...costs.axes, subjects: here.subjects, colors: here.colors, shapes: here.shapes,
       curves, ends: costs.ends, tips: costs.tips,
     };
+    if (isNarrow(one("#cost .plot"))) {
+      // There is no room for names; shapes and the legend tell who is who.
+      holes.tips = costs.tips.map((each) => ({ ...each, word: each.short }));
+      holes.positions = here.axes.positions.filter((_, place) => place % 2 === 0);
+    }
     return draw("cost", data.figures.cost, holes, { rows, message: costs.message, name: `cost-${state.metric}` });
   };
 
