@@ -36,8 +36,8 @@ def markdown(title: str, blocks: Iterable[Block], folder: str = "") -> str:
         elif isinstance(block, Bullets):
             parts.append("\n".join(f"- {_line(item)}" for item in block.items) or "None.")
         elif isinstance(block, Figure):
-            said = escaped(block.caption)
-            parts.append(f"![{said}]({folder}{_address(block.name)}.svg)\n\n{_line(block.caption)}")
+            # Names of figures hold nothing that a link could misread.
+            parts.append(f"![{block.name}]({folder}{block.name}.svg)\n\n{_line(block.caption)}")
         else:
             parts.append(f"**{escaped(block.title)}**\n\n{table(block)}")
     return "\n\n".join(parts) + "\n"
@@ -60,8 +60,3 @@ def escaped(text: str) -> str:
 def _line(text: str) -> str:
     """Return a text that Markdown shows as it is, at the beginning of a line."""
     return _FIRST.sub(r"\\\g<0>", escaped(text))
-
-
-def _address(name: str) -> str:
-    """Return a file's name as a link names it; names of figures hold nothing else that a link could misread."""
-    return name.replace("@", "%40")

@@ -39,6 +39,8 @@ _LETTER, _SYMBOL = 6.5, 40
 _LEGEND_LETTERS, _AXIS_LETTERS = 44, 22
 # Of lines of text, and of rows of a map over batch sizes.
 _LINE, _BATCH_ROW = 13, 30
+# Of a file's name.
+_MOST_LETTERS = 100
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ def _of_batches(contents: Contents) -> Iterator[Figure]:
 def _of_breakdowns(breakdowns: Iterable[Breakdown]) -> Iterator[Figure]:
     for each in breakdowns:
         workload = each.workload
-        at = format_length(workload.length, architecture_of(workload.subject).unit)
+        at = f"{workload.length:g} {architecture_of(workload.subject).unit}"
         caption = f"{breakdown_message([each])}. Each part begins where the one above it ends. Setting: {workload}."
         name = _name("parts", workload.subject, at, workload.phase)
         yield Figure(name, _sentence(caption), _to_column(all_visible(parts_chart(each).to_dict())))
@@ -283,9 +285,8 @@ def _to_column(specification: Record, *, names: Sequence[str] = (), height: int 
 
 
 def _name(*parts: object) -> str:
-    """Return the name of a file: what a path or a shell could misread becomes a dash."""
-    text = "-".join(map(str, parts)).replace(" ", "-")
-    return re.sub(r"[^A-Za-z0-9.=+@,_-]+", "-", text).strip(".-")[:120]
+    """Return the name of a file: what a path, a shell or LaTeX could misread becomes a dash."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", "-".join(map(str, parts))).strip("-")[:_MOST_LETTERS].strip("-") or "figure"
 
 
 def _sentence(text: str) -> str:
