@@ -31,7 +31,7 @@ from tippingpoint.store import Store
 from tippingpoint.workload import PHASES, Subject, Workload
 
 sys.path.append(str(Path(__file__).parent.parent / "tests" / "report"))
-from browser import browser, chromium
+from browser import browser, chromium  # pyright: ignore[reportMissingImports]
 
 MOST_BYTES, MOST_SECONDS = 5_000_000, 5.0
 SAMPLES = 12

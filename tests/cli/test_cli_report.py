@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 
@@ -40,6 +41,18 @@ def test_a_page_is_written_and_its_size_is_told(run, store, tmp_path):
     assert "hubert@local:window=50 is faster than hubert from" in text
     assert "only bert was measured" in text
     assert list(tmp_path.iterdir()) == [page]
+
+
+def test_json_tells_the_answers_and_where_the_report_is(run, store, tmp_path):
+    page = tmp_path / "report.html"
+    code, out, _ = run("report", store, "-o", str(page), "--json")
+    assert code == 0
+    said = json.loads(out)
+    assert said["files"] == [str(page)]
+    assert page.exists()
+    assert said["answers"][0]["text"].startswith("hubert@local:window=50 is faster than hubert from")
+    assert {point["variant"] for point in said["tipping_points"]} == {"hubert@local:window=50"}
+    assert "only bert was measured" in said["missing"][0]["text"]
 
 
 def test_filters_leave_out_what_does_not_pass(run, store, tmp_path):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tippingpoint.cli.lengths import Column, MaxLength, Modality, Tokenizer
-from tippingpoint.cli.options import Subjects, length_range, names
+from tippingpoint.cli.options import Json, Subjects, length_range, names
 
 FORMATS = ("html", "md", "csv", "latex", "parquet", "pdf", "folder")
 # What a file's name says of its format.
@@ -52,17 +52,18 @@ def command(
     label: Annotated[str | None, typer.Option(help="What the run was called.")] = None,
     study: Annotated[str | None, typer.Option(help="Name of the study that asked, or profile.")] = None,
     environment: Annotated[str | None, typer.Option(help="First digits of a fingerprint.")] = None,
+    json: Json = False,
 ) -> None:
     """Write a report: answers first, then tipping points, costs against length, winners, breakdowns and warnings.
 
     The page is one file that works offline. With --lengths, your own data stand under the curves, and every tipping
     point is told with the share of your items beyond it. Filters may be combined, as in show.
 
-    Example: tippingpoint report results.sqlite -o report.html
+    Example: tippingpoint report before.sqlite -o report.html
     """
     from tippingpoint.analysis.selection import Selection
     from tippingpoint.cli.lengths import read
-    from tippingpoint.cli.output import progress, show
+    from tippingpoint.cli.output import progress, show, show_json
     from tippingpoint.errors import InputError
     from tippingpoint.report.contents import contents
     from tippingpoint.report.figures import write_whole
@@ -109,6 +110,11 @@ def command(
         from tippingpoint.report.export import export
 
         files = export(found, chosen, output, rows=[row for session in sessions for row in session.rows()])
+    if json:
+        points = [point for comparison in found.comparisons for point in comparison.tipping_points]
+        said = {"answers": found.answers, "tipping_points": points, "missing": found.missing}
+        show_json({"title": found.title, "files": list(map(str, files)), **said})
+        return
     for file in files:
         show(f"{file}: {format_bytes(file.stat().st_size)}")
 
