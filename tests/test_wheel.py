@@ -45,6 +45,11 @@ def test_the_wheel_carries_licence_and_type_marker(installed: Path) -> None:
     assert (installed / "tippingpoint/py.typed").exists()
     assert list(installed.glob("*.dist-info/licenses/LICENSE"))
     assert (installed / "tippingpoint/device_profiles/h100.yaml").exists()
+    assert {each.name for each in (installed / "tippingpoint/report/templates").iterdir()} == {
+        "page.html",
+        "page.css",
+        "page.js",
+    }
     assert not (installed / "tests").exists()
 
 
