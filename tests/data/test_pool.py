@@ -117,7 +117,7 @@ class Counted(LengthReader):
     """Answers in this process without reading, and counts the batches that are alive."""
 
     def __call__(self, parts) -> Lengths:
-        return Lengths(np.ones(1), [])
+        return Lengths(np.ones(1))
 
 
 def test_without_workers_one_batch_is_alive_at_a_time():

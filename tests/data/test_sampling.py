@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tippingpoint.data import Skipped
+from tippingpoint.data.item_lengths import Lengths
 from tippingpoint.data.sampling import DEFAULT_SAMPLE, Sample, keys_of, parse_sample
 from tippingpoint.data.tally import Tally
 from tippingpoint.errors import InputError
@@ -16,7 +17,7 @@ def drawn(sample: Sample, sizes: list[int]) -> tuple[set[int], int]:
     tally, first, read = Tally(sample.most), 0, 0
     for size in sizes:
         chosen, keys = sample.choose(size)
-        tally.add(keys, first + chosen, 1.0 + first + chosen, [])
+        tally.add(keys, first + chosen, Lengths(1.0 + first + chosen))
         first += size
         read += len(chosen)
     return {int(length) - 1 for length in tally.found().lengths}, read
@@ -77,8 +78,11 @@ def test_what_was_skipped_belongs_to_the_sample_as_what_was_read_does():
     for first in range(0, every, 100):
         chosen, keys = sample.choose(100)
         numbers = first + chosen
-        odd = [(place, Skipped(f"{number}", "odd")) for place, number in enumerate(numbers.tolist()) if number % 2]
-        tally.add(keys, numbers, np.full(len(chosen), 3.0), odd)
+        lengths = Lengths(np.full(len(chosen), 3.0))
+        for place, number in enumerate(numbers.tolist()):
+            if number % 2:
+                lengths.skip(place, Skipped(f"{number}", "odd"))
+        tally.add(keys, numbers, lengths)
     tally.note(70, Skipped("folder", "closed"))
     found = tally.found()
     kept = sorted(np.argsort(keys_of(0, every, 0))[:most].tolist())
@@ -94,8 +98,12 @@ def test_results_may_come_in_any_order(order):
     tally = Tally()
     for batch in order:
         numbers = np.arange(batch * 500, batch * 500 + 500)
-        skipped = [(place, Skipped(str(numbers[place]), f"odd: {place}")) for place in range(0, 500, 2)]
-        tally.add(numbers.astype(np.uint64), numbers, (numbers % 7 + 1).astype(float), skipped)
+        lengths = Lengths((numbers % 7 + 1).astype(float))
+        kinds = ("even", f"of batch {batch % 3}")
+        for place in range(0, 500, 2):
+            lengths.skip(place, Skipped(str(numbers[place]), f"{kinds[(place + batch) // 2 % 2]}: {place}"))
+        tally.add(numbers.astype(np.uint64), numbers, lengths)
     found = tally.found()
     assert [item.path for item in found.skipped] == [str(number) for number in range(0, 2000, 2)]
-    assert (sum(found.counts), found.reasons) == (3000, (("odd", 3000),))
+    assert sum(found.counts) == 3000
+    assert dict(found.reasons) == {"even": 1500, "of batch 0": 500, "of batch 1": 500, "of batch 2": 500}

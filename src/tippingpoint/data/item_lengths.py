@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tippingpoint.data import audio, images, text, tokens
-from tippingpoint.data.skipped import Skipped
+from tippingpoint.data.skipped import MOST_NAMED, Skipped
 from tippingpoint.data.text import Document
 
 _READ_MEDIA = {"speech": audio.read_duration, "vision": images.read_side}
@@ -31,11 +31,25 @@ class Part(NamedTuple):
     values: list[Any]
 
 
-class Lengths(NamedTuple):
-    """Lengths of a batch in its order, NaN for what was skipped; what was skipped with its index."""
+@dataclass(slots=True)
+class Lengths:
+    """Lengths of a batch of items.
+
+    Attributes:
+        lengths: In the order of the batch; of a skipped item -1 less the number of its kind of reason.
+        kinds: Those kinds with their numbers, from 0.
+        named: The first of what was skipped, by its index.
+    """
 
     lengths: np.ndarray
-    skipped: list[tuple[int, Skipped]]
+    kinds: dict[str, int] = field(default_factory=dict)
+    named: list[tuple[int, Skipped]] = field(default_factory=list)
+
+    def skip(self, index: int, item: Skipped) -> None:
+        """Note that an item has no length."""
+        self.lengths[index] = -1 - self.kinds.setdefault(item.kind, len(self.kinds))
+        if len(self.named) < MOST_NAMED:
+            self.named.append((index, item))
 
 
 @dataclass
@@ -58,8 +72,7 @@ class LengthReader:
             InputError: If the tokenizer is a path that does not exist.
             DataError: If the tokenizer cannot be loaded or fails on a document.
         """
-        lengths = np.full(sum(len(part.values) for part in parts), math.nan)
-        skipped: list[tuple[int, Skipped]] = []
+        lengths = Lengths(np.full(sum(len(part.values) for part in parts), math.nan))
         waiting: list[tuple[int, Document]] = []
         characters = 0
         index = 0
@@ -70,28 +83,26 @@ class LengthReader:
                     waiting.append((index, found))
                     characters += len(found.text)
                     if characters >= _CHARACTERS_AT_ONCE or len(waiting) >= _DOCUMENTS_AT_ONCE:
-                        self._count_all(waiting, lengths, skipped)
+                        self._count_all(waiting, lengths)
                         waiting, characters = [], 0
                 elif isinstance(found, Skipped):
-                    skipped.append((index, found))
+                    lengths.skip(index, found)
                 else:
-                    lengths[index] = found
+                    lengths.lengths[index] = found
                 index += 1
         if waiting:
-            self._count_all(waiting, lengths, skipped)
-        return Lengths(lengths, skipped)
+            self._count_all(waiting, lengths)
+        return lengths
 
-    def _count_all(
-        self, waiting: list[tuple[int, Document]], lengths: np.ndarray, skipped: list[tuple[int, Skipped]]
-    ) -> None:
+    def _count_all(self, waiting: list[tuple[int, Document]], lengths: Lengths) -> None:
         if self._count is None:
             self._count = tokens.estimate_all if self.tokenizer is None else tokens.load_tokenizer(self.tokenizer)
         counts = self._count([document.text for _, document in waiting])
         for (index, document), count in zip(waiting, counts, strict=True):
             if count > 0:
-                lengths[index] = count
+                lengths.lengths[index] = count
             else:
-                skipped.append((index, Skipped(document.where, "the tokenizer makes no token of it")))
+                lengths.skip(index, Skipped(document.where, "the tokenizer makes no token of it"))
 
     def _read(self, part: Part, number: int, value: Any) -> Document | Skipped | float:
         if part.holds == "file":

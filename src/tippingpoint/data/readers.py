@@ -113,7 +113,7 @@ def read_lengths(
         tally=tally,
     )
     for batch, lengths in read_all(stream, LengthReader(modality, tokenizer), processes):
-        tally.add(batch.keys, batch.numbers, *lengths)
+        tally.add(batch.keys, batch.numbers, lengths)
         if progress:
             progress(Progress(chosen.seen, None, stream.bytes))
     if progress:

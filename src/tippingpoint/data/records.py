@@ -23,6 +23,8 @@ SUFFIXES = (".jsonl", ".csv", ".parquet", ".arrow", ".jsonl.gz", ".csv.gz")
 # JSON Lines has no header: this many records without the column are taken to mean that it is not there.
 _RECORDS_BEFORE_GIVING_UP = 1000
 _BYTES_AT_ONCE = 4_000_000
+# What Python takes for a line besides what stands in it.
+_BYTES_OF_A_LINE = 64
 _ROWS_AT_ONCE = 1024
 
 
@@ -143,7 +145,7 @@ def _blocks(file: io.BufferedReader | gzip.GzipFile) -> Iterator[tuple[int, list
     try:
         for line in file:
             lines.append(line)
-            size += len(line)
+            size += len(line) + _BYTES_OF_A_LINE
             if size >= _BYTES_AT_ONCE:
                 yield first, lines
                 first, size, lines = first + len(lines), 0, []

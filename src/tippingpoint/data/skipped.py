@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 # So many are kept by name; of the others only how many there are for each kind of reason.
 MOST_NAMED = 1000
 
 _DETAIL = re.compile(r":.*| (?:at|after) (?:byte|row) .*", re.DOTALL)
 _QUOTED = re.compile(r"'.*'", re.DOTALL)
+
+
+# Millions of records can be skipped for one reason.
+@lru_cache(4096)
+def _kind_of(reason: str) -> str:
+    return _DETAIL.sub("", _QUOTED.sub("(name)", reason))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +34,7 @@ class Skipped:
     @property
     def kind(self) -> str:
         """The reason without what only this item says: no place in it, no error of a library, no name."""
-        return _DETAIL.sub("", _QUOTED.sub("(name)", self.reason))
+        return _kind_of(self.reason)
 
     def __str__(self) -> str:
         return f"{self.path} ({self.reason})"

@@ -20,6 +20,8 @@ from tippingpoint.errors import InputError
 _BYTES_PER_BATCH = 4_000_000
 _FILES_PER_BATCH = 256
 _BYTES_OF_ANYTHING = 16
+# What an item takes besides, here and where it is skipped: many tiny ones are no small batch.
+_BYTES_OF_AN_ITEM = 64
 
 
 class Batch(NamedTuple):
@@ -84,7 +86,7 @@ class ItemStream:
             sizes = self._sizes(run, values)
             start = 0
             while start < len(values):
-                end = _reach(sizes, start, _BYTES_PER_BATCH - size)
+                end = _reach(sizes + _BYTES_OF_AN_ITEM, start, _BYTES_PER_BATCH - size)
                 if run.holds == "file":
                     end = min(end, start + _FILES_PER_BATCH - count)
                 where = chosen[start:end]
@@ -92,15 +94,14 @@ class ItemStream:
                 parts.append(Part(run.path, run.column, run.holds, run.as_json, places, values[start:end]))
                 keys.append(chosen_keys[start:end])
                 numbers.append(first + where)
-                size += int(sizes[start:end].sum())
+                self.bytes += int(sizes[start:end].sum())
+                size += int(sizes[start:end].sum()) + len(where) * _BYTES_OF_AN_ITEM
                 count += len(where) if run.holds == "file" else 0
                 start = end
                 if size >= _BYTES_PER_BATCH or count >= _FILES_PER_BATCH:
-                    self.bytes += size
                     yield Batch(parts, np.concatenate(keys), np.concatenate(numbers))
                     parts, keys, numbers, size, count = [], [], [], 0, 0
         if parts:
-            self.bytes += size
             yield Batch(parts, np.concatenate(keys), np.concatenate(numbers))
 
     def _runs(self) -> Iterator[Run | Skipped]:

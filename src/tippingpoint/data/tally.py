@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from tippingpoint.data.item_lengths import Lengths
 from tippingpoint.data.skipped import MOST_NAMED, Skipped
 
 
@@ -49,25 +49,20 @@ class Tally:
         self._values: list[np.ndarray] = []
         self._kept = 0
 
-    def add(
-        self,
-        keys: np.ndarray,
-        numbers: Sequence[int] | np.ndarray,
-        lengths: np.ndarray,
-        skipped: Iterable[tuple[int, Skipped]],
-    ) -> None:
+    def add(self, keys: np.ndarray, numbers: np.ndarray, found: Lengths) -> None:
         """Count some items.
 
         Args:
             keys: Of the items, uint64.
             numbers: Their places in the data.
-            lengths: In the native unit; of skipped items anything.
-            skipped: Those that have no length, by their index here.
+            found: Their lengths.
         """
-        # A skipped item stands as a negative number that says which kind of reason it has.
-        values = lengths.copy()
-        for index, item in skipped:
-            values[index] = -1 - self._kinds.setdefault(item.kind, len(self._kinds))
+        # Numbers of kinds are those of the batch there, and those of all batches here.
+        codes = [self._kinds.setdefault(kind, len(self._kinds)) for kind in found.kinds]
+        values = found.lengths.copy()
+        skipped = values < 0
+        values[skipped] = -1 - np.array(codes, float)[(-1 - values[skipped]).astype(int)]
+        for index, item in found.named:
             self._name(int(numbers[index]), int(keys[index]), item)
         if self._most is None:
             self._count(values)
