@@ -5,7 +5,8 @@ import pytest
 import soundfile
 from length_values import values
 
-from tippingpoint.data import read_lengths
+from tippingpoint.data import Skipped, read_lengths
+from tippingpoint.data.audio import read_duration
 from tippingpoint.errors import DataError
 
 FORMATS = ["wav", "flac", "ogg", *(["mp3"] if "MP3" in soundfile.available_formats() else [])]
@@ -25,6 +26,14 @@ def test_a_duration_is_frames_divided_by_sample_rate_whatever_the_format(tmp_pat
     assert values(data) == [0.25, 1.5]
     assert (data.unit, data.estimated, data.skipped) == ("seconds", False, ())
     assert data.method == "audio header: number of frames divided by the sample rate, to the millisecond"
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_recording_in_memory_has_the_duration_of_its_file(tmp_path, suffix):
+    path = write(tmp_path / f"a.{suffix}", 1.2344)
+    assert read_duration(path.read_bytes(), "here") == read_duration(str(path)) == 1.234
+    assert read_duration(path.read_bytes()[:20], "here") == Skipped("here", "no readable audio header")
+    assert read_duration(b"", "here") == Skipped("here", "empty file")
 
 
 def test_no_sample_is_decoded(tmp_path, monkeypatch):
