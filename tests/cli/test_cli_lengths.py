@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tippingpoint.cli import lengths
-from tippingpoint.data import Progress
+from tippingpoint.data import LengthData, Progress, write_lengths
 
 
 @pytest.fixture
@@ -84,3 +84,11 @@ def test_on_a_terminal_progress_is_a_bar_that_goes_away(monkeypatch, documents):
     data = lengths.read([str(documents)])
     assert data.count == 1000
     assert "1,030 items" in terminal.getvalue()
+
+
+def test_a_recommendation_takes_a_length_file_of_any_modality(run, tmp_path):
+    write_lengths(LengthData.of([1.5, 3.0], modality="speech"), tmp_path / "lengths.json")
+    code, out, err = run("recommend", str(tmp_path / "lengths.json"), "--no-measure", "--store", str(tmp_path / "no"))
+    assert code == 1
+    assert err.splitlines()[-1].startswith("error: there is no store")
+    assert "Lengths of 2 recordings" in out

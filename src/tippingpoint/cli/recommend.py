@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from tippingpoint.cli.lengths import Column, MaxLength, Modality, Paths, Tokenizer, read
+from tippingpoint.cli.lengths import Column, Jobs, MaxLength, Modality, Paths, Plain, SampleSize, Tokenizer, read
 from tippingpoint.cli.options import BatchingPolicy, Budget, Device, Dtype, Json, Phase, Size, StorePath, Threads
 
 
 def command(
     paths: Paths,
-    modality: Modality = "text",
+    modality: Modality = None,
     objective: Annotated[
         str,
         typer.Option(help="latency (mean), latency_p50, latency_p95, latency_p99, throughput or memory."),
@@ -36,6 +36,9 @@ def command(
     column: Column = None,
     tokenizer: Tokenizer = None,
     max_length: MaxLength = None,
+    plain: Plain = False,
+    sample: SampleSize = None,
+    jobs: Jobs = None,
     phase: Phase = "inference",
     budget: Budget = "5m",
     measure: Annotated[bool, typer.Option(help="Measure what is missing, or answer from the store alone.")] = True,
@@ -75,7 +78,7 @@ def command(
     target = None if output is None else check_output(output)
     bounds = [Constraint.parse(text) for text in constraint or ()]
     chosen = [Subject.parse(text) for text in candidates.split()] if candidates else None
-    data = read(paths, modality, column, tokenizer, max_length)
+    data = read(paths, modality, column, tokenizer, max_length, plain, sample, jobs)
     if not json:
         show(lengths_table(data), percentiles_line(data), "")
     with Store(store, create=measure) as opened:
