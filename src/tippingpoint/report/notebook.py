@@ -190,7 +190,7 @@ def _recommendation(answer: Recommendation) -> View:
     return View(
         lead=f"use {answer.choice}: {answer.reason}",
         grids=(grid_of(candidates_table(answer)),),
-        notes=answer.notes,
+        notes=(*(f"would change it: {change}" for change in answer.changes), *answer.notes),
         chart=lambda: candidates_chart(answer),
         alt=f"Cost of every candidate with its interval: {answer.choice} is recommended",
     )

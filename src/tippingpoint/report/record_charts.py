@@ -24,6 +24,8 @@ from tippingpoint.report.figures import (
     ratio_ticks,
     themed,
 )
+from tippingpoint.report.grids import grid_of
+from tippingpoint.report.tables import candidates_table
 from tippingpoint.units import format_length, format_percent
 
 if TYPE_CHECKING:
@@ -187,7 +189,8 @@ def candidates_chart(answer: Recommendation) -> alt.LayerChart:
     most = max(each.interval[1] for each in there if each.interval)
     memory = answer.objective == "peak_memory"
     factor, unit = (2.0**-20, "MiB") if memory else _time_unit(most)
-    what = "peak memory at the longest" if memory else "expected time for one"
+    # As the table calls it.
+    what = grid_of(candidates_table(answer)).columns[1]
     kinds = {"recommended": _BLUE, "candidate": INK, "left out": _ORANGE}
     records = [
         {
@@ -214,7 +217,10 @@ def candidates_chart(answer: Recommendation) -> alt.LayerChart:
         base.mark_rule(strokeWidth=2).encode(alt.X("low:Q"), x2="high", color=color),
         base.mark_point(filled=True, size=75, opacity=1).encode(x, color=color, shape=shape),
     ]
-    title = alt.TitleParams(f"On your {answer.data.count:,} {ITEMS[answer.data.modality]}", subtitle="95 % intervals")
+    title = alt.TitleParams(
+        f"On your {answer.data.count:,} {ITEMS[answer.data.modality]}",
+        subtitle=f"{answer.batching.describe(answer.data.unit)}; 95 % intervals",
+    )
     return themed(alt.LayerChart(layer=layers, width=_WIDTH, height=alt.Step(_ROW_HEIGHT + 4), title=title))
 
 
