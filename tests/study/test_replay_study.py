@@ -166,6 +166,12 @@ def test_what_is_known_of_memory_goes_to_the_guard_against_too_large_a_batch(pla
     assert [len(points) for points in planted.options["known"]] == [4, 4, 4]
 
 
+def test_memory_is_not_extrapolated_from_lengths_that_are_far_off(planted):
+    planted.lengths = (16, 64)
+    found(planted)
+    assert planted.options["known"] == [(), (), ()]
+
+
 def test_if_nothing_can_be_measured_what_was_observed_still_stands(planted, monkeypatch):
     def nothing(*args, **options):
         raise AnswerError("every workload failed")

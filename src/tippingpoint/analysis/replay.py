@@ -127,17 +127,17 @@ class Replayed:
 
     @property
     def predicted_per_1000_s(self) -> Estimate | None:
-        """Predicted for those of the batches that have a price, with the interval of the measurements behind it."""
-        if self.prices is None or self.priced is None:
+        """Predicted for the same batches, with the interval of the measurements; None if one has no price."""
+        if self.prices is None or self.priced is None or not self.priced.all():
             return None
-        draws = 1000 * self.prices.sum(axis=1) / self.items[self.priced].sum()
+        draws = 1000 * self.prices.sum(axis=1) / self.items.sum()
         return Estimate.of(np.concatenate([[np.median(draws)], draws]))
 
     def predicted_latency_s(self, percent: float) -> float | None:
-        """Return what `latency_s` is predicted to be."""
-        if self.prices is None or self.priced is None:
+        """Return what `latency_s` is predicted to be; None if a batch has no price."""
+        if self.prices is None or self.priced is None or not self.priced.all():
             return None
-        return _percentile(np.median(self.prices, axis=0), self.items[self.priced], percent)
+        return _percentile(np.median(self.prices, axis=0), self.items, percent)
 
     @cached_property
     def difference(self) -> Estimate | None:
@@ -231,8 +231,10 @@ class Replay:
             said = f"{observed.value:.4g} s per 1,000 items" if observed else ""
             if each.failure:
                 said += f"{'; then ' if said else ''}{each.failure.kind.replace('_', ' ')}"
-            if predicted and off:
-                said += f", predicted {predicted.value:.4g} s ({100 * off.value:+.1f} %)"
+            if off:
+                said += (
+                    f", predicted {f'{predicted.value:.4g} s' if predicted else 'in part'} ({100 * off.value:+.1f} %)"
+                )
             lines.append(f"  {each.subject!s:<32} {said}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 

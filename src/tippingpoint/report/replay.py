@@ -41,10 +41,12 @@ def _time_table(replay: Replay) -> Table:
             table.add_row(*row, Text(_failed(each), "red"))
             continue
         row += _shown(each.per_1000_s)
-        if each.predicted_per_1000_s is None or each.difference is None:
+        if each.difference is None:
             row.append("none")
         else:
-            row += [*_shown(each.predicted_per_1000_s), _off(each.difference.value), _off_interval(each.difference)]
+            predicted = each.predicted_per_1000_s
+            row += ["in part", ""] if predicted is None else _shown(predicted)
+            row += [_off(each.difference.value), _off_interval(each.difference)]
         table.add_row(*row)
     return table
 
@@ -75,19 +77,25 @@ def remarks(replay: Replay) -> list[str]:
         f"{format_percent(replay.padded)} is padding; {replay.stop_reason}"
     ]
     for each in replay.subjects:
-        if each.difference is not None and each.typical_difference is not None:
-            close = abs(each.difference.value) <= CLOSE
-            lines.append(
-                f"{each.subject}: the prediction is {'' if close else 'not '}within {format_percent(CLOSE)} of what "
-                f"was observed ({_off(each.difference.value)}; for a batch in the middle "
-                f"{_off(each.typical_difference)})"
-            )
+        lines += _verdict(each)
         if each.failure:
             lines.append(f"failed: {each.subject} after {len(each.samples):,} batches: {each.failure.message}")
         lines += [f"{each.subject}: attention ran as {each.attention}"] if each.attention else []
         lines += [f"{each.subject}: {note}" for note in each.notes]
         lines += [f"warning: {each.subject}: {warning}" for warning in each.warnings]
     return [*lines, *(f"note: {note}" for note in replay.notes)]
+
+
+def _verdict(each: Replayed) -> list[str]:
+    if each.difference is None or each.typical_difference is None or each.priced is None:
+        return []
+    close = abs(each.difference.value) <= CLOSE
+    count = len(each.batches)
+    where = "" if each.priced.all() else f" on {each.priced.sum():,} of {count:,} batches"
+    return [
+        f"{each.subject}: the prediction is {'' if close else 'not '}within {format_percent(CLOSE)} of what was "
+        f"observed{where} ({_off(each.difference.value)}; for a batch in the middle {_off(each.typical_difference)})"
+    ]
 
 
 def replay_record(replay: Replay) -> dict[str, Any]:

@@ -31,7 +31,9 @@ _PREDICTION_SHARE = 0.5
 _MOST_ITEMS = 50_000
 # A batch that is longer than what was measured by less than this costs what the longest costs.
 _ROUNDING = 0.005
-# A difference on a smaller share of the batches would speak of short items only.
+# Memory is extrapolated by no more than this factor of the length; beyond it, shorter inputs are tried.
+_NEAR = 4
+# A difference on a smaller share of the time would speak of short items only.
 _LEAST_PRICED = 0.5
 
 
@@ -193,14 +195,16 @@ def _notes(data: LengthData, epoch: Batches) -> list[str]:
 
 
 def _known(workload: Workload, outcomes: Sequence[Outcome]) -> KnownPoints:
-    """Return what the measurements behind the prediction tell of memory at other lengths."""
-    return [
+    """Return what the measurements behind the prediction tell of memory, if one of them is near the length."""
+    points = [
         (outcome.positions, activation_bytes(outcome.workload, outcome.memory, outcome.parameters))
         for outcome in outcomes
         if isinstance(outcome, Measurement)
         and outcome.memory
         and (outcome.workload.subject, outcome.workload.batch_size) == (workload.subject, workload.batch_size)
     ]
+    longest = max((positions for positions, _ in points), default=0)
+    return points if _NEAR * longest >= architecture_of(workload.subject).positions(workload.length) else ()
 
 
 def _priced(
@@ -225,7 +229,7 @@ def _priced(
         end = format_length(seconds.reach, row.unit)
         many = f"{(~priced).sum()} of {len(priced)} batches"
         notes += (f"{many} are longer than what was measured ({end}) and have no prediction: give more budget",)
-    if priced.mean() < _LEAST_PRICED:
+    if found.seconds[priced].sum() < _LEAST_PRICED * found.seconds.sum():
         return replace(found, notes=notes)
     sequences = np.array([len(batch.lengths) for batch in found.batches])[priced]
     peak: Estimate | None = None
