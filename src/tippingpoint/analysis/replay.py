@@ -232,9 +232,8 @@ class Replay:
             if each.failure:
                 said += f"{'; then ' if said else ''}{each.failure.kind.replace('_', ' ')}"
             if off:
-                said += (
-                    f", predicted {f'{predicted.value:.4g} s' if predicted else 'in part'} ({100 * off.value:+.1f} %)"
-                )
+                total = f"{predicted.value:.4g} s" if predicted else "in part"
+                said += f", predicted {total} ({100 * off.value:+.1f} %)"
             lines.append(f"  {each.subject!s:<32} {said}")
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
