@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tippingpoint.analysis.recommend import ITEMS
 from tippingpoint.analysis.tipping_point import TippingPoint
 from tippingpoint.data import LengthData
-from tippingpoint.units import format_items, format_length, format_percent
+from tippingpoint.units import format_length, format_percent
 from tippingpoint.workload import METRICS
 
 if TYPE_CHECKING:
@@ -48,13 +48,17 @@ def sentence(point: TippingPoint) -> str:
     """Return the verdict of a tipping point with both names in it."""
     better, not_better = _SAYS[point.metric]
     low, high = (format_length(length, point.unit) for length in point.measured_range)
-    reach = f"from {low} to {high}" if low != high else f"at {low}, the only length measured"
+    alone = f"at {low}, the only length measured" if low == high else ""
     if point.verdict == "always":
-        return f"{point.variant} {better} {point.baseline} at every length measured ({reach})"
+        return (
+            f"{point.variant} {better} {point.baseline} {alone or f'at every length measured (from {low} to {high})'}"
+        )
     if point.verdict == "never":
-        return f"{point.variant} {not_better} {point.baseline} up to {high} (measured {reach})"
+        reach = alone or f"up to {high} (measured from {low} to {high})"
+        return f"{point.variant} {not_better} {point.baseline} {reach}"
     if point.length is None or point.interval is None:
-        return f"whether {point.variant} {better} {point.baseline} is undecided (measured {reach})"
+        reach = alone or f"measured from {low} to {high}"
+        return f"whether {point.variant} {better} {point.baseline} is undecided ({reach})"
     several = "; it crosses several times" if point.verdict == "several crossings" else ""
     return (
         f"{point.variant} {better} {point.baseline} from {format_length(point.length, point.unit)} on "
@@ -87,10 +91,8 @@ def _overall(comparison: Comparison) -> list[Answer]:
     count = len(comparison.fastest)
     (subject, won), *_ = Counter(best.subject for best in comparison.fastest).most_common(1)
     low, high = (format_length(comparison.fastest[end].length, comparison.setting.unit) for end in (0, -1))
-    many = len(comparison.contest.subjects)
-    text = (
-        f"Of {many} subjects, {subject} is the fastest at {won} of {format_items(count, 'length')} ({low} to {high})"
-    )
+    where = f"at {won} of {count} lengths ({low} to {high})" if count > 1 else f"at {low}, the only length of all"
+    text = f"Of {len(comparison.contest.subjects)} subjects, {subject} is the fastest {where}"
     return [Answer(text=text, where=str(comparison.setting))]
 
 

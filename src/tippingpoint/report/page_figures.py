@@ -32,8 +32,8 @@ AXES: dict[str, tuple[str, float, str]] = {
     "peak_memory": ("peak memory (MiB)", 2.0**-20, "format(datum.value, ',~r')"),
     "flops": ("executed FLOPs of a call", 1.0, "format(datum.value, '~s')"),
 }
-_TICKS = (1, 2, 5)
-_MOST_TICKS = 8
+_LADDERS = ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), tuple(step / 10 for step in range(10, 100, 2)))
+_FEWEST_TICKS = 3
 # So many digits are told: a pixel is less than one in the third.
 _DIGITS = 4
 # Tipping points that get a name in the figure; the table has all of them.
@@ -41,7 +41,7 @@ _MOST_NAMED = 6
 # Names of tipping points stand below each other, so far apart as a share of the height.
 _LINE = 0.055
 # A longer name ends in dots.
-_NAME_PIXELS = 300
+_NAME_PIXELS = 340
 # Beyond this share of the axis a name stands to the left of its mark.
 _LEFT = 0.62
 _BINS = 24
@@ -106,6 +106,9 @@ def _curves(color: alt.Color, shape: alt.Shape) -> alt.LayerChart:
     return alt.LayerChart(
         layer=[
             base.mark_area(opacity=0.16, clip=True).encode(_lengths(), alt.Y("low:Q"), alt.Y2("high"), color=color),
+            base.mark_rule(strokeWidth=1, opacity=0.55, clip=True).encode(
+                _lengths(), alt.Y("low:Q"), alt.Y2("high"), color=color
+            ),
             base.mark_line(strokeWidth=1.8, clip=True).encode(_lengths(), y, color=color),
             base.mark_point(filled=True, size=46, opacity=1).encode(
                 _lengths(),
@@ -245,16 +248,14 @@ def rounded(value: float) -> float:
 
 
 def value_ticks(low: float, high: float) -> list[float]:
-    """Return round values for a logarithmic axis: 1, 2 and 5 in each decade, or decades where these are many."""
+    """Return round values for a logarithmic axis: whole decades, and as many steps between them as it takes."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for ladder in (_TICKS, (1,)):
+    for ladder in _LADDERS:
         found = [rounded(step * 10.0**power) for power in powers for step in ladder]
         found = [tick for tick in found if low <= tick <= high]
-        if len(found) <= _MOST_TICKS:
-            break
-    if len(found) >= 2:
-        return found
-    # Within less than a doubling nothing of these is left.
+        if len(found) >= _FEWEST_TICKS:
+            return found
+    # So close to each other that even these are far apart.
     return sorted({rounded(low + (high - low) * share) for share in (0.1, 0.5, 0.9)})
 
 
@@ -333,7 +334,7 @@ def tip_records(points: Sequence[TippingPoint], axes: Record) -> list[Record]:
                 "place": 0.965 - _LINE * min(number, _MOST_NAMED),
                 "bottom": 0,
                 "side": "left" if where > _LEFT else "right",
-                "word": f"{point.variant} from {format_length(point.length, point.unit)}" if named else "",
+                "word": f"{format_length(point.length, point.unit)}, {point.variant}" if named else "",
                 "short": format_length(point.length, point.unit) if named else "",
             }
         )
