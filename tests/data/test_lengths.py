@@ -125,7 +125,7 @@ def test_the_record_of_an_earlier_version_with_one_value_for_each_item_is_read()
     assert LengthData.from_dict(stored | {"values": [2.0, 1.0, 2.0]}) == make([2.0, 1.0, 2.0])
 
 
-@given(values=lengths.filter(lambda values: max(values) < 1e300))
+@given(values=lengths)
 def test_a_record_is_the_same_whatever_the_order_and_kind_of_the_values(values):
     data = make(values)
     assert data == make(values[::-1]) == LengthData.of(np.array(values), **common(data))

@@ -17,6 +17,7 @@ from tippingpoint.units import UNITS, format_length
 
 # A band of 95 %.
 _MISSES = 0.05
+_SCALE = 2.0**-64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +160,9 @@ class LengthData:
     @property
     def mean(self) -> float:
         """Arithmetic mean of the lengths."""
-        return math.fsum(map(float.__mul__, self.lengths, map(float, self.counts))) / self.count
+        # Scaled by a power of two, which is exact, so that no sum overflows.
+        terms = (length * _SCALE * count for length, count in zip(self.lengths, self.counts, strict=True))
+        return math.fsum(terms) / self.count / _SCALE
 
     def percentile(self, percent: float) -> float:
         """Return the smallest observed length that at least `percent` % of the items do not exceed.
