@@ -11,7 +11,8 @@ from tippingpoint.analysis.winners import Best
 from tippingpoint.data import LengthData
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.report.answers import sentence
-from tippingpoint.report.contents import Comparison, Contents, CurvePoint
+from tippingpoint.report.contents import Comparison, Contents
+from tippingpoint.report.curves import CurvePoint
 from tippingpoint.report.figures import LENGTHS
 from tippingpoint.report.page_figures import cost_axes, metric_axes, rounded, tip_records
 from tippingpoint.units import (

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from tippingpoint.analysis.tipping_point import TippingPoint
 from tippingpoint.data import LengthData
 from tippingpoint.models.catalog import architecture_of
-from tippingpoint.report.contents import Comparison, Curve
+from tippingpoint.report.contents import Comparison
+from tippingpoint.report.curves import Curve
 from tippingpoint.report.figures import GREY, INK, LENGTHS, LIGHT, length_ticks, log_ends, themed
 from tippingpoint.report.speed_up import BAR, COLORS, SHAPES
 from tippingpoint.units import format_length
