@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tippingpoint.attention.local import local_attention
     from tippingpoint.attention.nystrom import nystrom_attention
     from tippingpoint.attention.pooled import pooled_attention
-    from tippingpoint.data import LengthData, read_lengths
+    from tippingpoint.data import LengthData, read_lengths, write_lengths
     from tippingpoint.errors import (
         AnswerError,
         DataError,
@@ -61,7 +61,7 @@ _HOMES = {
     "attention.nystrom": ("nystrom_attention",),
     "attention.pooled": ("pooled_attention",),
     "analysis.breakdown": ("Breakdown",),
-    "data": ("LengthData", "read_lengths"),
+    "data": ("LengthData", "read_lengths", "write_lengths"),
     "errors": (
         "AnswerError",
         "DataError",
@@ -140,6 +140,7 @@ __all__ = [
     "save",
     "swap_attention",
     "variants_of",
+    "write_lengths",
 ]
 
 
