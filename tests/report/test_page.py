@@ -25,6 +25,7 @@ from tippingpoint.measurement import Outcome
 from tippingpoint.report.contents import contents
 from tippingpoint.report.page import inline_json, page
 from tippingpoint.report.page_figures import batch_figure, cost_figure, value_ticks, winner_figure
+from tippingpoint.report.visible import visible
 from tippingpoint.store import StoredSession
 from tippingpoint.workload import Subject
 
@@ -49,6 +50,7 @@ TEXTS = (
     "datum['x'] || alert(1)",
     "\u2028alert(1)\u2029",
     "<!--<script>",
+    "\u202etxt.exe\u0000\u0007",
 )
 NASTY = tuple(
     Subject.parse(f"hubert@local:window={value}")
@@ -181,7 +183,7 @@ def test_hostile_texts_are_shown_as_they_are(hostile):
     reader = Reader(hostile)
     shown = "".join(reader.shown)
     for text in TEXTS:
-        assert text in shown
+        assert visible(text) in shown
     assert "49" not in html.unescape(re.search("<h1>(.*?)</h1>", hostile, re.DOTALL)[1])  # type: ignore[index]
     subjects = json.loads(reader.raw["script"][0])["comparisons"][0]["subjects"]
     assert {str(subject) for subject in NASTY} <= set(subjects)
@@ -191,7 +193,7 @@ def test_json_in_a_page_holds_nothing_that_html_would_read():
     for text in TEXTS:
         inlined = str(inline_json({text: [text]}))
         assert not set("<>&\u2028\u2029") & set(inlined)
-        assert json.loads(inlined) == {text: [text]}
+        assert json.loads(inlined) == {text: [visible(text)]}
 
 
 def test_no_data_are_in_the_specifications_of_figures():

@@ -29,6 +29,7 @@ from tippingpoint.report.contents import Comparison, Contents, Setting
 from tippingpoint.report.environments import unlike_fields
 from tippingpoint.report.page_figures import batch_figure, cost_figure, looks, winner_figure
 from tippingpoint.report.tables import verdict_with_reach
+from tippingpoint.report.visible import all_visible, visible
 from tippingpoint.units import format_length, format_percent
 
 Record = dict[str, Any]
@@ -48,6 +49,7 @@ def page(contents: Contents) -> str:
         loader=PackageLoader("tippingpoint.report"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_seen,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -69,7 +71,7 @@ def inline_json(value: Any) -> Any:
     """Return JSON that can stand in a script element of HTML, whatever its texts are."""
     from markupsafe import Markup
 
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(all_visible(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character, spelling in _UNSAFE.items():
         text = text.replace(character, spelling)
     return Markup(text)
@@ -79,7 +81,12 @@ def _breakable(text: str) -> Any:
     """Return a text, escaped, that may go on in the next line behind the marks of a subject's name."""
     from markupsafe import Markup, escape
 
-    return Markup("<wbr>").join(escape(part) for part in _BREAKS.split(text))
+    return Markup("<wbr>").join(escape(part) for part in _BREAKS.split(visible(text)))
+
+
+def _seen(value: Any) -> Any:
+    """Return what an expression of the template gave; of a text that is not the page's own all can be seen."""
+    return visible(value) if type(value) is str else value
 
 
 @cache
