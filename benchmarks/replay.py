@@ -71,7 +71,7 @@ def rows_of(modality: str, found: Replay) -> list[dict[str, Any]]:
     record = replay_record(found)
     kept = ("batching", "phase", "device", "dtype", "size", "epoch_batches", "padded", "stop_reason")
     shared = {"modality": modality, **{name: record[name] for name in kept}}
-    left_out = ("batches", "samples", "priced", "predicted_s")
+    left_out = ("batches", "samples", "anchors", "priced", "predicted_s")
     return [
         {
             **shared,

@@ -126,6 +126,18 @@ def test_batches_end_when_the_mean_is_known_and_never_before_there_are_some():
     assert found.stop_reason == f"95 % interval within 90 % after {MIN_BATCHES} batches"
 
 
+def test_anchors_run_with_the_batches_and_count_as_none_of_them():
+    anchor = ReplayBatch(48.0, (48.0, 48.0), 0)
+    found = run("bert", "bert@eager", batches=[BATCHES[0], BATCHES[1], anchor, BATCHES[2]])
+    assert found.stop_reason == "all batches were run"
+    for each in found.subjects:
+        assert each.batches == tuple(BATCHES[:3])
+        assert [sample.round for sample in each.samples] == [0, 1, 3]
+        assert [sample.round for sample in each.anchors] == [2]
+    found = run("bert", batches=[anchor, *BATCHES[:2], *[anchor] * 9, *BATCHES], budget_s=0.0)
+    assert found.stop_reason == "time budget of 0 s after 2 batches"
+
+
 def test_subjects_that_do_not_fit_beside_each_other_run_one_after_the_other(monkeypatch):
     monkeypatch.setattr(replay, "available_memory", lambda: 1)
     found = run("bert", "bert@eager", batches=BATCHES[:2])

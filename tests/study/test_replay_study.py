@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,6 +29,9 @@ class Planted:
     def __init__(self, slower: float = 1.0, lengths: tuple[int, ...] = (64, 128, 512, 1024)) -> None:
         self.slower = slower
         self.lengths = lengths
+        # What full batches at measured lengths take now, as a multiple of what they took.
+        self.then = 1.0
+        self.anchors: list = []
         self.batches: list = []
         self.largest: list = []
         self.options: dict = {}
@@ -45,6 +49,8 @@ class Planted:
         return SimpleNamespace(outcomes=tuple(self.outcomes))
 
     def run_batches(self, workloads, batches, largest, **options):
+        self.anchors = [batch for batch in batches if not batch.items]
+        batches = [batch for batch in batches if batch.items]
         self.workloads, self.batches, self.largest, self.options = workloads, batches, largest, options
         subjects = []
         for workload in workloads:
@@ -61,7 +67,20 @@ class Planted:
                 )
                 for number, batch in enumerate(batches)
             )
-            subjects.append(Replayed(subject=workload.subject, batches=tuple(batches), samples=samples, peak_bytes=1))
+            anchors = tuple(
+                replace(
+                    samples[0],
+                    seconds=self.then
+                    * len(anchor.lengths)
+                    * seconds_of(str(workload.subject), row.executed_positions(anchor.length)),
+                )
+                for anchor in self.anchors
+            )
+            subjects.append(
+                Replayed(
+                    subject=workload.subject, batches=tuple(batches), samples=samples, anchors=anchors, peak_bytes=1
+                )
+            )
         return ReplayRun(tuple(subjects), ENVIRONMENT, "all batches were run")
 
 
@@ -92,6 +111,25 @@ def test_batches_that_cost_what_single_lengths_say_show_no_difference_and_others
         assert each.per_1000_s is not None
         assert each.predicted_per_1000_s.value == pytest.approx(each.per_1000_s.value / slower, rel=0.01)
         assert each.latency_s(95) == pytest.approx(slower * (each.predicted_latency_s(95) or 0), rel=0.02)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_machine_that_has_become_slower_is_told_from_a_prediction_that_is_wrong(planted, policy):
+    planted.slower, planted.then = 2.0 * 1.25, 2.0
+    for each in found(planted, batching=policy).subjects:
+        assert each.slowdown == pytest.approx(2.0, rel=0.01)
+        assert each.difference is not None
+        assert each.difference.value == pytest.approx(1 / 2.5 - 1, abs=0.01)
+        assert each.difference_as_fast == pytest.approx(1 / 1.25 - 1, abs=0.01)
+
+
+def test_anchors_are_full_batches_at_a_measured_length_behind_every_fourth_batch(planted):
+    found(planted, batching="fixed:8")
+    assert len(planted.anchors) == len(planted.batches) // 4
+    (anchor,) = set(planted.anchors)
+    assert anchor.length in planted.lengths
+    assert anchor.lengths == (anchor.length,) * 8
+    assert not anchor.padded
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -28,7 +28,8 @@ class ReplayBatch:
     Attributes:
         length: At which it runs, in the native unit.
         lengths: Of its sequences; shorter ones are padded.
-        items: How many items it holds: as many as sequences, or more where they are packed.
+        items: How many items it holds: as many as sequences, or more where they are packed. None for an anchor: a
+            full batch at a length that was measured, which tells whether the machine is as fast as it was then.
     """
 
     length: float
@@ -83,6 +84,7 @@ class Replayed:
         subject: Options written out.
         batches: Those that it ran, in order.
         samples: What each of them took.
+        anchors: What full batches at a measured length took in between.
         peak_bytes: Most memory that the most demanding batches of the epoch took; None if that failed.
         memory_method: How it was read.
         attention: What really ran in them.
@@ -91,12 +93,14 @@ class Replayed:
         prices: What each batch is predicted to take in seconds, from single lengths, [replicates, batches]; None
             where nothing was measured. Batches longer than what was measured have no price and stand in no column.
         priced: Which of the batches have a price, [batches]; None where none has.
+        anchor_price: What an anchor is predicted to take in seconds: what that length did take; None without one.
         predicted_peak: Predicted for the same batches as `peak_bytes`.
     """
 
     subject: Subject
     batches: tuple[ReplayBatch, ...] = ()
     samples: tuple[Sample, ...] = ()
+    anchors: tuple[Sample, ...] = ()
     peak_bytes: int | None = None
     memory_method: str = ""
     attention: str = ""
@@ -104,6 +108,7 @@ class Replayed:
     failure: Failure | None = None
     prices: np.ndarray | None = field(default=None, repr=False)
     priced: np.ndarray | None = field(default=None, repr=False)
+    anchor_price: float | None = None
     predicted_peak: Estimate | None = None
 
     @cached_property
@@ -167,6 +172,20 @@ class Replayed:
             return None
         predicted = np.median(self.prices, axis=0)
         return _percentile(predicted / self.seconds[self.priced], predicted, 50) - 1
+
+    @property
+    def slowdown(self) -> float | None:
+        """How many times as long an anchor took as when its length was measured: the machine, not the prediction."""
+        if not self.anchors or self.anchor_price is None:
+            return None
+        return float(np.median([sample.per_call_s for sample in self.anchors])) / self.anchor_price
+
+    @property
+    def difference_as_fast(self) -> float | None:
+        """The difference of a batch in the middle if the machine had stayed as fast as it was then."""
+        if self.typical_difference is None or self.slowdown is None:
+            return None
+        return (1 + self.typical_difference) * self.slowdown - 1
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -55,8 +55,14 @@ class _Arm(Arm):
 
     def result(self, batches: Sequence[ReplayBatch]) -> Replayed:
         failure = next((outcome for outcome in self.outcomes if isinstance(outcome, Failure)), None)
-        ran = tuple(batches[: len(self.samples)])
-        return replace(self.found, batches=ran, samples=tuple(self.samples), failure=failure)
+        ran = list(zip(batches, self.samples, strict=False))
+        return replace(
+            self.found,
+            batches=tuple(batch for batch, _ in ran if batch.items),
+            samples=tuple(sample for batch, sample in ran if batch.items),
+            anchors=tuple(sample for batch, sample in ran if not batch.items),
+            failure=failure,
+        )
 
 
 def run_batches(
@@ -75,7 +81,7 @@ def run_batches(
 
     Args:
         workloads: One for each subject, of the length and the batch size of the longest batch.
-        batches: In random order: the first of them are a sample of all.
+        batches: In random order: the first of them are a sample of all; with anchors among them, or without.
         largest: What peak memory is measured on.
         known: For each workload, the memory that shorter lengths of its subject needed.
         target: Half-width of the 95 % interval of the mean seconds per item to reach for every subject.
@@ -170,21 +176,23 @@ class _Timing:
                     arms.remove(arm)
             self.say(f"batches of {', '.join(arm.name for arm in arms)}")
             begin = now()
-            for number, batch in enumerate(self.batches, start=1):
-                for place, arm in enumerate(arms[:: 1 if number % 2 else -1]):
+            count = 0
+            for number, batch in enumerate(self.batches):
+                for place, arm in enumerate(arms[:: -1 if number % 2 else 1]):
                     try:
-                        self._time(arm, batch, number - 1, place, begin)
+                        self._time(arm, batch, number, place, begin)
                     except WorkerError:
                         arms.remove(arm)
-                elapsed = now() - begin
                 if not arms:
                     return "no subject could go on"
-                if number == len(self.batches):
-                    break
-                if number >= MIN_BATCHES and all(self._is_narrow(arm) for arm in arms):
-                    return f"95 % interval within {format_percent(self.target)} after {number} batches"
-                if number >= _FEWEST and elapsed + elapsed / number > self.budget_s:
-                    return f"time budget of {format_seconds(self.budget_s)} after {number} batches"
+                count += bool(batch.items)
+                elapsed = now() - begin
+                if number == len(self.batches) - 1 or not batch.items:
+                    continue
+                if count >= MIN_BATCHES and all(self._is_narrow(arm) for arm in arms):
+                    return f"95 % interval within {format_percent(self.target)} after {count} batches"
+                if count >= _FEWEST and elapsed + elapsed / count > self.budget_s:
+                    return f"time budget of {format_seconds(self.budget_s)} after {count} batches"
             return "all batches were run"
 
     def _warm(self, arm: _Arm, largest: ReplayBatch) -> None:
@@ -218,5 +226,6 @@ class _Timing:
 
     def _is_narrow(self, arm: _Arm) -> bool:
         seconds = np.array([sample.per_call_s for sample in arm.samples])
-        found = seconds_per_item(seconds, np.array([batch.items for batch in self.batches[: len(seconds)]]))
+        items = np.array([batch.items for batch in self.batches[: len(seconds)]])
+        found = seconds_per_item(seconds[items > 0], items[items > 0])
         return found.high - found.low <= 2 * self.target * found.value

@@ -94,7 +94,17 @@ def _verdict(each: Replayed) -> list[str]:
     where = "" if each.priced.all() else f" on {each.priced.sum():,} of {count:,} batches"
     return [
         f"{each.subject}: the prediction is {'' if close else 'not '}within {format_percent(CLOSE)} of what was "
-        f"observed{where} ({_off(each.difference.value)}; for a batch in the middle {_off(each.typical_difference)})"
+        f"observed{where} ({_off(each.difference.value)}; for a batch in the middle {_off(each.typical_difference)})",
+        *_machine(each),
+    ]
+
+
+def _machine(each: Replayed) -> list[str]:
+    if each.slowdown is None or each.difference_as_fast is None:
+        return []
+    return [
+        f"{each.subject}: a length that was measured took {each.slowdown:.2f} times as long as then, run between the "
+        f"batches; without that, a batch in the middle is off by {_off(each.difference_as_fast)}"
     ]
 
 
@@ -123,6 +133,8 @@ def _subject_record(each: Replayed) -> dict[str, Any]:
         "predicted_per_1000_s": plain(each.predicted_per_1000_s),
         "difference": plain(each.difference),
         "typical_difference": each.typical_difference,
+        "slowdown": each.slowdown,
+        "difference_as_fast": each.difference_as_fast,
         "latency_s": {f"p{percent}": each.latency_s(percent) for percent in PERCENTILES},
         "predicted_latency_s": {f"p{percent}": each.predicted_latency_s(percent) for percent in PERCENTILES},
         "peak_bytes": each.peak_bytes,
@@ -133,6 +145,7 @@ def _subject_record(each: Replayed) -> dict[str, Any]:
         "warnings": list(each.warnings),
         "batches": [plain(batch) for batch in each.batches],
         "samples": [plain(sample) for sample in each.samples],
+        "anchors": [plain(sample) for sample in each.anchors],
         "priced": priced,
         "predicted_s": prices,
     }

@@ -31,6 +31,8 @@ _PREDICTION_SHARE = 0.5
 _MOST_ITEMS = 50_000
 # A batch that is longer than what was measured by less than this costs what the longest costs.
 _ROUNDING = 0.005
+# Behind so many batches stands an anchor.
+_ANCHOR_EVERY = 4
 # Memory is extrapolated by no more than this factor of the length; beyond it, shorter inputs are tried.
 _NEAR = 4
 # A difference on a smaller share of the time would speak of short items only.
@@ -115,9 +117,10 @@ def replay(
             outcomes = run_study(study, opened, progress=say).outcomes
         except AnswerError as error:
             notes.append(f"nothing is predicted: {error}")
+    anchor = _anchor(outcomes, wanted, batching, phase, largest[-1])
     ran = run_batches(
         workloads,
-        batches,
+        _with_anchors(batches, anchor),
         largest,
         known=[_known(workload, outcomes) for workload in workloads],
         target=target,
@@ -136,7 +139,7 @@ def replay(
         epoch_batches=len(epoch),
         padded=epoch.padding,
         stop_reason=ran.stop_reason,
-        subjects=tuple(_priced(found, outcomes, batching, phase, largest) for found in ran.subjects),
+        subjects=tuple(_priced(found, outcomes, batching, phase, largest, anchor) for found in ran.subjects),
         notes=tuple(notes),
     )
 
@@ -185,6 +188,37 @@ def _workload(subject: Subject, longest: ReplayBatch, phase: str, options: dict)
     )
 
 
+def _anchor(
+    outcomes: Sequence[Outcome], subjects: Sequence[Subject], batching: Batching, phase: str, longest: ReplayBatch
+) -> ReplayBatch | None:
+    """Return a full batch at the middle one of the lengths at which every subject was measured; None without one."""
+    measured = [
+        {
+            outcome.workload.length
+            for outcome in outcomes
+            if isinstance(outcome, Measurement)
+            and (outcome.workload.subject, outcome.workload.phase) == (subject, phase)
+            and outcome.workload.batch_size == batching.sequences(outcome.workload.length)
+        }
+        for subject in subjects
+    ]
+    common = sorted(length for length in set.intersection(*measured) if length <= longest.length)
+    if not common:
+        return None
+    length = common[len(common) // 2]
+    return ReplayBatch(length, (length,) * batching.sequences(length), 0)
+
+
+def _with_anchors(batches: Sequence[ReplayBatch], anchor: ReplayBatch | None) -> list[ReplayBatch]:
+    if anchor is None:
+        return list(batches)
+    return [
+        each
+        for number, batch in enumerate(batches, start=1)
+        for each in ([batch] if number % _ANCHOR_EVERY else [batch, anchor])
+    ]
+
+
 def _notes(data: LengthData, epoch: Batches) -> list[str]:
     notes = []
     if data.count > _MOST_ITEMS:
@@ -208,7 +242,12 @@ def _known(workload: Workload, outcomes: Sequence[Outcome]) -> KnownPoints:
 
 
 def _priced(
-    found: Replayed, outcomes: Sequence[Outcome], batching: Batching, phase: str, largest: Sequence[ReplayBatch]
+    found: Replayed,
+    outcomes: Sequence[Outcome],
+    batching: Batching,
+    phase: str,
+    largest: Sequence[ReplayBatch],
+    anchor: ReplayBatch | None,
 ) -> Replayed:
     """Return a subject's part with what single lengths predict for the batches that it ran."""
     row = architecture_of(found.subject)
@@ -241,5 +280,6 @@ def _priced(
         notes=notes,
         prices=seconds.at(np.minimum(lengths[priced], seconds.reach)) * sequences,
         priced=priced,
+        anchor_price=float(np.median(seconds.at([anchor.length]))) * len(anchor.lengths) if anchor else None,
         predicted_peak=peak,
     )
