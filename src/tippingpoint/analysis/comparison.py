@@ -81,7 +81,7 @@ class ComparisonPoint:
 
 
 # A search asks for the same points again after every session.
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=4096)
 def _replicates(log_ratios: tuple[float, ...], processes: tuple[int, ...], tolerance: float) -> np.ndarray:
     values = center_replicates(log_ratios, processes)
     if tolerance:

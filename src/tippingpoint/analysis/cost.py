@@ -126,7 +126,7 @@ def _log_cost_replicates(found: Sequence[Measurement], metric: str) -> np.ndarra
     processes = label_processes(measurement.processes for measurement in found)
     paired = seconds.size >= FEWEST_FOR_BOOTSTRAP and len(set(processes)) == 1
     seed = _seed(length) if paired else _seed(subject, length)
-    return center_replicates(np.log(seconds), processes, seed=seed, count=_REPLICATES)
+    return center_replicates(np.log(seconds), processes, seed=seed, count=_REPLICATES, same_places=paired)
 
 
 def _seed(*parts: object) -> int:
