@@ -263,3 +263,10 @@ def test_a_study_with_an_illegal_field_says_what_the_field_must_be(fields, messa
     assert study.workload(Subject("bert"), 256, "training") == Workload("bert", 256, phase="training")
     with pytest.raises(InputError, match=message):
         study.replace(**fields)
+
+
+def test_a_padded_batch_says_so_and_has_several_sequences():
+    assert str(Workload("bert", 128, batch_size=4, padded=True)).endswith(", padded")
+    assert "padded" not in str(Workload("bert", 128, batch_size=4))
+    with pytest.raises(InputError, match="a batch of one sequence has no padding; give a larger batch_size"):
+        Workload("bert", 128, padded=True)

@@ -453,6 +453,7 @@ def _row(session: StoredSession, outcome: Outcome) -> dict[str, Any]:
         "layers": workload.layers,
         "width": workload.width,
         "compiled": workload.compiled,
+        "padded": workload.padded,
         "affinity": None if workload.affinity is None else ",".join(map(str, workload.affinity)),
         "status": "ok",
         "message": None,

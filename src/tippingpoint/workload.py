@@ -221,6 +221,8 @@ class Workload:
         layers: Depth of the model, where it is not that of its size.
         width: Hidden size of the model, where it is not that of its size; heads keep their dimension and the
             feed-forward part its ratio.
+        padded: Whether one sequence of a batch is a little shorter than the others and padded to them: what a mask
+            costs depends on there being padding, and hardly on how much of it.
 
     Raises:
         InputError: If a field is not legal by itself. Whether the subject can take the length is checked
@@ -240,6 +242,7 @@ class Workload:
     affinity: tuple[int, ...] | None = None
     layers: int | None = None
     width: int | None = None
+    padded: bool = False
 
     def __init__(
         self,
@@ -256,6 +259,7 @@ class Workload:
         affinity: Iterable[int] | None = None,
         layers: int | None = None,
         width: int | None = None,
+        padded: bool = False,
     ) -> None:
         fields = {
             "subject": Subject.parse(subject),
@@ -270,6 +274,7 @@ class Workload:
             "affinity": None if affinity is None else tuple(affinity),
             "layers": layers,
             "width": width,
+            "padded": padded,
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
@@ -291,6 +296,8 @@ class Workload:
                 check_count(name, getattr(self, name))
         if self.affinity is not None:
             object.__setattr__(self, "affinity", check_affinity(self.affinity))
+        if self.padded and self.batch_size == 1:
+            raise InputError("a batch of one sequence has no padding; give a larger batch_size, or leave padded out")
         if self.dtype == "float16" and self.device == "cpu":
             raise InputError("float16 needs a CUDA device; use float32 or bfloat16 on the CPU")
 
@@ -299,6 +306,11 @@ class Workload:
         """The model's shape in words: its size, and its layers and width where they are others."""
         other = (("layers", self.layers), ("wide", self.width))
         return ", ".join([self.size, *(f"{number} {name}" for name, number in other if number is not None)])
+
+    @property
+    def manner(self) -> str:
+        """How it runs where that is not plainly, as words that go behind others: ", compiled", ", padded"."""
+        return ", compiled" * self.compiled + ", padded" * self.padded
 
     def replace(self, **changes: Any) -> Workload:
         """Return a copy with some fields changed."""
@@ -311,7 +323,7 @@ class Workload:
         return (
             f"{self.subject} at length {self.length:g}, batch {self.batch_size}, {self.phase}, "
             f"{self.device} {self.dtype}{threads}{'' if self.shape == 'base' else f', {self.shape}'}"
-            f"{', compiled' if self.compiled else ''}{pinned}"
+            f"{self.manner}{pinned}"
         )
 
 
@@ -336,6 +348,7 @@ class Study:
         batch_size: Sequences per call for latency and peak memory.
         batch_budget: Instead of it, how much a call may hold in the native unit (tokens, seconds): as many sequences
             of a length as fit, one at least.
+        padded: Whether batches of several sequences hold padding; see `Workload`.
         budget_s: Wall time to spend on measuring, in seconds.
         precision: A tipping point is refined until its 95 % interval reaches no further than this share of the
             length to either side (0.1 is 10 %).
@@ -361,6 +374,7 @@ class Study:
     affinity: tuple[int, ...] | None = None
     batch_size: int = 1
     batch_budget: float | None = None
+    padded: bool = False
     budget_s: float = 300.0
     precision: float = 0.1
     target: float = 0.02
@@ -400,10 +414,12 @@ class Study:
 
     def workload(self, subject: Subject, length: float, phase: str) -> Workload:
         """Return the study's workload for a subject at a length."""
+        batch_size = self.batch_size_at(length)
         return Workload(
             subject,
             length,
-            batch_size=self.batch_size_at(length),
+            batch_size=batch_size,
+            padded=self.padded and batch_size > 1,
             phase=phase,
             device=self.device,
             dtype=self.dtype,

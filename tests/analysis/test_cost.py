@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from synthetic import MIB, failure, measurement
 from tippingpoint.analysis.comparison import MEMORY_TOLERANCE
-from tippingpoint.analysis.cost import CostCurve, cost_curve
+from tippingpoint.analysis.cost import CostCurve, cost_curve, of_batches
 from tippingpoint.measurement import BEST_BATCH, Outcome
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.workload import Subject
@@ -151,3 +151,13 @@ def test_replicates_spread_as_the_samples_do():
     assert np.median(wide) == pytest.approx(0.1, rel=0.05)
     # the spread of a median of 60 values: 1.25 / sqrt(60) of theirs
     assert np.std(np.log(wide)) == pytest.approx(0.1 * 1.25 / math.sqrt(60), rel=0.4)
+
+
+def test_batches_with_padding_are_priced_by_such_batches_and_others_by_others():
+    plain = [measurement(BERT, 128, 1.0, batch_size=size) for size in (1, 8)]
+    padded = measurement(BERT, 128, 1.1, batch_size=8, padded=True)
+    assert of_batches([*plain, padded], padded=True) == ((plain[0], padded), True)
+    assert of_batches([*plain, padded], padded=False) == (tuple(plain), True)
+    # Better than nothing, and it is said.
+    assert of_batches(plain, padded=True) == (tuple(plain), False)
+    assert of_batches(plain[:1], padded=True) == (tuple(plain[:1]), True)

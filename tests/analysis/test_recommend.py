@@ -347,3 +347,15 @@ def test_constraints_are_written_with_units(text, metric, bound):
 def test_a_constraint_that_cannot_be_read_says_what_was_expected(text, expected):
     with pytest.raises(InputError, match=expected):
         Constraint.parse(text)
+
+
+@pytest.mark.parametrize(("padded", "said"), [(True, False), (False, True)])
+def test_prices_of_batches_without_padding_stand_in_and_it_is_said(padded, said):
+    outcomes: list[Outcome] = [
+        measurement(subject, length, 8 * cost(length), session=f"{length}-0", batch_size=8, padded=padded)
+        for length in GRID
+        for subject, cost in COSTS.items()
+    ]
+    found = answer(documents(*[200, 3000] * 50), outcomes, batching="fixed:8")
+    assert found.choice == LOCAL
+    assert any("without padding" in note for note in found.notes) == said

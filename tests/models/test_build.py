@@ -431,3 +431,24 @@ def test_models_that_take_one_length_say_why(name, phase):
     live.feed(call, workload.replace(length=workload.length / 2), (workload.length / 2,))
     with pytest.raises((ValueError, RuntimeError)):
         call()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_padded_workload_has_one_shorter_sequence_masked_as_the_library_would(name, phase):
+    row = ARCHITECTURES[name]
+    length = row.nearest_legal({"text": 40, "speech": 1.0, "vision": 64}[row.modality])
+    workload = Workload(name, length, batch_size=3, phase=phase, size="tiny")
+    plain, padded = (build(each).inputs(each) for each in (workload, workload.replace(padded=True)))
+    first = next(iter(plain))
+    assert padded[first].shape == plain[first].shape
+    if row.modality == "vision" or row.why_one_length(phase):
+        assert set(padded) == set(plain)
+        return
+    assert ("attention_mask" in padded) == (not row.unmasked)
+    if not row.unmasked:
+        mask = padded["attention_mask"].flatten(1)
+        # Nystromformer's is what is added to scores.
+        real = ((mask == 0) if mask.is_floating_point() else (mask == 1)).sum(1).tolist()
+        assert real[0] == real[1] > real[2] > 0.85 * real[0]
+    build(workload.replace(padded=True)).call(workload.replace(padded=True))()

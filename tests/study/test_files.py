@@ -38,6 +38,7 @@ compile: true
 affinity: [2, 0, 1]
 batch_size: 4
 batch_budget: 60.5
+padded: true
 budget: 10m
 precision: 5%
 target: 1%
@@ -104,6 +105,7 @@ def test_every_field_of_a_study_can_be_said(path):
         affinity=(0, 1, 2),
         batch_size=4,
         batch_budget=60.5,
+        padded=True,
         budget_s=600.0,
         precision=0.05,
         target=0.01,

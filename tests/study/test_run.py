@@ -244,6 +244,8 @@ def test_a_recommendation_measures_batches_as_they_are_made(path, batching, size
         assert 1 in {workload.batch_size for workload in measured}
     else:
         assert {workload.batch_size for workload in measured} <= sizes
+    batched = batching.startswith(("bucketed", "budget"))
+    assert all(workload.padded == (batched and workload.batch_size > 1) for workload in measured)
     if batching.startswith("budget"):
         assert all(workload.batch_size == max(1, int(150 // workload.length)) for workload in measured)
     assert str(answer.batching) == batching

@@ -113,6 +113,10 @@ class Batching:
     def _by_items(self) -> bool:
         return self.kind in ("fixed", "bucketed")
 
+    def pads(self, modality: str) -> bool:
+        """Whether its batches of several items hold padding; images of a batch are resized instead."""
+        return self.kind in ("fixed", "bucketed", "budget") and modality != "vision"
+
     def check_modality(self, modality: str) -> None:
         """Refuse what cannot be: images are neither laid end to end nor counted by the length of their sides.
 

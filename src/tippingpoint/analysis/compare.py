@@ -292,7 +292,19 @@ def _nothing_in_common(before: Side, after: Side) -> str:
         if not side.outcomes_of:
             return f"{side.name} holds nothing to compare"
     apart = []
-    fields = ("subject", "length", "batch_size", "phase", "device", "dtype", "size", "layers", "width", "compiled")
+    fields = (
+        "subject",
+        "length",
+        "batch_size",
+        "phase",
+        "device",
+        "dtype",
+        "size",
+        "layers",
+        "width",
+        "compiled",
+        "padded",
+    )
     for field in fields:
         old, new = (
             list(dict.fromkeys(str(getattr(key, field)) for key in side.outcomes_of)) for side in (before, after)

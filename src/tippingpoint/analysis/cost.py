@@ -109,6 +109,24 @@ def cost_curve(
     return CostCurve(subject, tuple(length for length, _ in columns), np.stack([c for _, c in columns], axis=1))
 
 
+def of_batches(outcomes: Iterable[Outcome], padded: bool) -> tuple[tuple[Outcome, ...], bool]:
+    """Return the outcomes that price a person's batches, and whether they are what was asked for.
+
+    Args:
+        outcomes: Of any workloads.
+        padded: Whether batches of several sequences hold padding.
+
+    Returns:
+        Outcomes whose batches of several sequences hold padding, or do not; where nothing was measured with padding,
+        those without, and False.
+    """
+    outcomes = tuple(outcomes)
+    fitting = tuple(o for o in outcomes if o.workload.padded == (padded and o.workload.batch_size > 1))
+    if padded and not any(outcome.workload.padded for outcome in outcomes):
+        return outcomes, all(outcome.workload.batch_size == 1 for outcome in outcomes)
+    return fitting, True
+
+
 def _log_cost_replicates(found: Sequence[Measurement], metric: str) -> np.ndarray:
     """Return replicates of the logarithm of the cost at one length, [replicates].
 

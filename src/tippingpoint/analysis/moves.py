@@ -122,13 +122,14 @@ class _Setting(NamedTuple):
     dtype: str
     shape: str
     compiled: bool
+    padded: bool
 
 
 def _by_setting(outcomes: Iterable[Outcome]) -> dict[_Setting, list[Outcome]]:
     found: dict[_Setting, list[Outcome]] = {}
     for outcome in outcomes:
         workload = outcome.workload
-        setting = _Setting(workload.device, workload.dtype, workload.shape, workload.compiled)
+        setting = _Setting(workload.device, workload.dtype, workload.shape, workload.compiled, workload.padded)
         found.setdefault(setting, []).append(outcome)
     return found
 

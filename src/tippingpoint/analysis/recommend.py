@@ -10,7 +10,7 @@ import numpy as np
 
 from tippingpoint.analysis.batching import Batching
 from tippingpoint.analysis.constraint import OBJECTIVES, Constraint, first_broken, measured_metric, show_value
-from tippingpoint.analysis.cost import CostCurve, cost_curve
+from tippingpoint.analysis.cost import CostCurve, cost_curve, of_batches
 from tippingpoint.analysis.reasons import ITEMS, Answer, changes, notes, reason
 from tippingpoint.analysis.switching import Switch, best_switch, check_switch
 from tippingpoint.analysis.tipping_point import TippingPoint, tipping_point
@@ -155,6 +155,7 @@ def recommend_from(
     batching.check_modality(data.modality)
     if switch:
         check_switch(objective)
+    outcomes, masked = of_batches(outcomes, batching.pads(data.modality))
     constraints = tuple(constraints)
     subjects = list(dict.fromkeys([*baselines, *variants]))
     curves = {subject: found for subject in subjects if (found := _curves(outcomes, subject, phase, batching))}
@@ -236,6 +237,7 @@ def recommend_from(
         constraints=constraints,
         covered=data.share_at_most(reach),
         reach=reach,
+        masked=masked,
         asked_for_switch=switch,
         switch=two,
     )

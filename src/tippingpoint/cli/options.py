@@ -28,6 +28,10 @@ Threads = Annotated[int | None, typer.Option(help="CPU threads; all usable cores
 Affinity = Annotated[
     str | None, typer.Option(help="Cores to pin measuring processes to, such as 0-3 or 0,2; not pinned by default.")
 ]
+Padded = Annotated[
+    bool,
+    typer.Option("--padded", help="One sequence of a batch is a little shorter and padded, as in real batches."),
+]
 Compile = Annotated[bool, typer.Option("--compile", help="Run the model through torch.compile first.")]
 Layers = Annotated[int | None, typer.Option(help="Depth of the model, where it is not that of its size.")]
 Width = Annotated[int | None, typer.Option(help="Hidden size of the model, where it is not that of its size.")]

@@ -36,8 +36,7 @@ def command(
 ) -> None:
     """Run your real batches, padded and masked, and hold what they take against the prediction of `recommend`.
 
-    Example: tippingpoint replay README.md docs --subjects "bert nystromformer" --batching fixed:4 --max-length 512
-    --size tiny --budget 50s
+    Example: tippingpoint replay README.md --subjects 'bert nystromformer' --max-length 512 --size tiny --budget 30s
     """
     from tippingpoint.analysis.batching import Batching
     from tippingpoint.cli.output import progress, show, show_json

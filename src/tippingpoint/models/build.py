@@ -16,7 +16,7 @@ from tippingpoint.models.architecture import Architecture
 from tippingpoint.models.catalog import VARIANTS, architecture_of, check_subject
 from tippingpoint.models.components import LOSS, OPTIMIZER
 from tippingpoint.models.own import first_tensor, is_own, make
-from tippingpoint.models.padding import padded_inputs
+from tippingpoint.models.padding import nearly_full, padded_inputs
 from tippingpoint.models.swap import swap_attention, with_max_length
 from tippingpoint.stages import stage
 from tippingpoint.units import format_length
@@ -143,7 +143,13 @@ class LiveSubject:
     def inputs(self, workload: Workload) -> dict[str, Tensor]:
         """Return a seeded batch on the workload's device."""
         generator = torch.Generator().manual_seed(SEED)
-        batch = self.architecture.inputs(self.config, workload.batch_size, workload.length, generator)
+        row, length = self.architecture, workload.length
+        # What takes one length only pads to it by itself.
+        if workload.padded and not row.why_one_length(workload.phase):
+            lengths = nearly_full(row, length, workload.batch_size)
+            batch = padded_inputs(row, self.config, lengths, length, generator)
+        else:
+            batch = row.inputs(self.config, workload.batch_size, length, generator)
         return {name: self.placed(tensor, workload) for name, tensor in batch.items()}
 
     def placed(self, tensor: Tensor, workload: Workload) -> Tensor:
@@ -273,10 +279,11 @@ def build(workload: Workload) -> LiveSubject:
 def _check_own(workload: Workload) -> None:
     given = [name for name in ("layers", "width") if getattr(workload, name) is not None]
     given += ["size"] if workload.size != "base" else []
+    given += ["padded"] if workload.padded else []
     if given:
         raise InputError(
-            f"{workload.subject.architecture} is made by your own code, which says its depth and width; leave "
-            f"{' and '.join(given)} out"
+            f"{workload.subject.architecture} is made by your own code, which says its depth, width and inputs; "
+            f"leave {' and '.join(given)} out"
         )
 
 

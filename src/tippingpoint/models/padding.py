@@ -15,6 +15,18 @@ from typing import Any
 from tippingpoint.models.architecture import Architecture
 
 
+def nearly_full(row: Architecture, length: float, count: int) -> tuple[float, ...]:
+    """Return lengths of a batch of which one item is a little shorter than the others, and so is padded.
+
+    Args:
+        row: The architecture.
+        length: Of the others, in the native unit.
+        count: How many items, two at least.
+    """
+    shorter = max(1, length - 1) if row.unit == "tokens" else 0.95 * length
+    return (length,) * (count - 1) + (shorter,)
+
+
 def padded_inputs(
     row: Architecture, config: Mapping[str, Any], lengths: Sequence[float], length: float, generator: Any
 ) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def _length(workload: Workload) -> str:
 
 
 def _setting(workload: Workload) -> str:
-    return f"{workload.device} {workload.dtype} {workload.shape}{' compiled' if workload.compiled else ''}"
+    return f"{workload.device} {workload.dtype} {workload.shape}{workload.manner}"
 
 
 def _setting_column(workloads: Iterable[Workload]) -> bool:

@@ -68,9 +68,8 @@ class Setting:
         workload = self.workload
         threads = "" if workload.threads is None or workload.device != "cpu" else f", {workload.threads} threads"
         pinned = "" if workload.affinity is None else f" on cores {','.join(map(str, workload.affinity))}"
-        compiled = ", compiled" if workload.compiled else ""
         label = f", label {self.label}" if self.label else ""
-        where = f"{workload.device} {workload.dtype}{threads}{pinned}, {workload.shape}{compiled}"
+        where = f"{workload.device} {workload.dtype}{threads}{pinned}, {workload.shape}{workload.manner}"
         return f"{self.modality}, {self.phase}, batch {self.batch_size}, {where}{label}"
 
 

@@ -48,7 +48,7 @@ _TYPES = {
         "positions_high",
         "sessions",
     ),
-    "bool": ("compiled",),
+    "bool": ("compiled", "padded"),
     "float64": (
         "length",
         "latency_s",
@@ -227,6 +227,7 @@ def _tip_row(comparison: Comparison, point: TippingPoint, contents: Contents) ->
         "layers": workload.layers,
         "width": workload.width,
         "compiled": workload.compiled,
+        "padded": workload.padded,
         "label": setting.label,
         "environment": setting.environment,
     }

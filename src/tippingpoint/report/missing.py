@@ -118,6 +118,6 @@ def _find(
     for option, (value, default) in options.items():
         if value != default:
             words.append(f"{option}={value}")
-    words += ["--compile"] if setting.compiled else []
+    words += ["--compile"] * setting.compiled + ["--padded"] * setting.padded
     # Names of a stranger's store are quoted: the line may be copied into a shell.
     return shlex.join([*words, "--store", store])

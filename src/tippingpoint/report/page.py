@@ -191,6 +191,7 @@ def _features(comparison: Comparison, contents: Contents) -> dict[str, str]:
         "model": workload.shape,
         "threads": str(workload.threads),
         "compiled": "compiled" if workload.compiled else "not compiled",
+        "batches": "padded" if workload.padded else "of one length",
         "cores": ",".join(map(str, workload.affinity or ())) or "any",
         "against": ", ".join(map(str, comparison.contest.baselines)),
     }

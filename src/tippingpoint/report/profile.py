@@ -91,9 +91,8 @@ def profile_tables(outcomes: Iterable[Outcome], metrics: Sequence[str]) -> list[
 
 def _table(outcomes: Sequence[Outcome], at_best: Mapping[object, Outcome], metrics: Sequence[str]) -> Table:
     first = outcomes[0].workload
-    compiled = ", compiled" if first.compiled else ""
     table = plain_table(
-        f"{first.phase}, {first.device} {first.dtype}, {first.shape}{compiled}",
+        f"{first.phase}, {first.device} {first.dtype}, {first.shape}{first.manner}",
         "length",
         "subject",
         "positions",

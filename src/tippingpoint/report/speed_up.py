@@ -51,9 +51,8 @@ def setting_line(race: Race) -> str:
     """Return the setting of a race in words."""
     workload = race.workload
     threads = "" if workload.threads is None or workload.device != "cpu" else f", {workload.threads} threads"
-    compiled = ", compiled" if workload.compiled else ""
     batch = race.batch_size if race.batch_budget is None else f"of {race.batch_budget:g} {_unit(race)}"
-    return f"{workload.device} {workload.dtype}{threads}, {workload.shape}{compiled}, batch {batch}"
+    return f"{workload.device} {workload.dtype}{threads}, {workload.shape}{workload.manner}, batch {batch}"
 
 
 def speed_up_table(race: Race) -> Table:

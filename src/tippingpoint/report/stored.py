@@ -89,10 +89,9 @@ def _title(row: _Row) -> str:
     workload = row.outcome.workload
     threads = "" if workload.threads is None else f", {workload.threads} threads"
     pinned = "" if workload.affinity is None else f" on cores {','.join(map(str, workload.affinity))}"
-    compiled = ", compiled" if workload.compiled else ""
     label = f", label {row.session.label}" if row.session.label else ""
     modality = architecture_of(workload.subject).modality
-    setting = f"{workload.device} {workload.dtype}{threads}{pinned}, {workload.shape}{compiled}"
+    setting = f"{workload.device} {workload.dtype}{threads}{pinned}, {workload.shape}{workload.manner}"
     return f"{modality}, {workload.phase}, {setting}{label}"
 
 

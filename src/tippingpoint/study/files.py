@@ -40,6 +40,7 @@ class StudyFile(BaseModel):
     affinity: list[int] | None = None
     batch_size: int = 1
     batch_budget: float | None = None
+    padded: bool = False
     budget: _Duration = 300.0
     precision: _Fraction = 0.1
     target: _Fraction = 0.02

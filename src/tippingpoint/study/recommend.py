@@ -185,6 +185,7 @@ def workload_study(
         metrics=metrics,
         batch_size=1 if batching.kind == "budget" else batching.sequences(longest),
         batch_budget=batching.size if batching.kind == "budget" else None,
+        padded=batching.pads(data.modality),
         # Every item of the data has a cost, not only those near a tipping point.
         whole_range=True,
         phases=(options.pop("phase"),),

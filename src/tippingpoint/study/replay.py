@@ -17,6 +17,7 @@ from tippingpoint.errors import AnswerError, InputError
 from tippingpoint.measurement import Measurement, Outcome
 from tippingpoint.models.catalog import architecture_of, check_subject, modality_of
 from tippingpoint.models.own import is_own
+from tippingpoint.models.padding import nearly_full
 from tippingpoint.profiling.memory import KnownPoints, activation_bytes
 from tippingpoint.profiling.replay import MIN_BATCHES, TARGET, run_batches
 from tippingpoint.store import Store, open_store
@@ -206,7 +207,9 @@ def _anchor(
     if not common:
         return None
     length = common[len(common) // 2]
-    return ReplayBatch(length, (length,) * batching.sequences(length), 0)
+    row, count = architecture_of(subjects[0]), batching.sequences(length)
+    lengths = nearly_full(row, length, count) if count > 1 and batching.pads(row.modality) else (length,) * count
+    return ReplayBatch(length, lengths, 0)
 
 
 def _with_anchors(batches: Sequence[ReplayBatch], anchor: ReplayBatch | None) -> list[ReplayBatch]:

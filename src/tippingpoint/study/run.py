@@ -111,6 +111,7 @@ def study_key(study: Study) -> str:
         study.affinity,
     )
     batches = (study.batch_size,) if study.batch_budget is None else ("budget", study.batch_budget)
+    batches += ("padded",) * study.padded
     digest = hashlib.sha256(repr((*parts, *batches)).encode()).hexdigest()[:8]
     return f"{study.name} {digest}"
 
