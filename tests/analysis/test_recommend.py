@@ -281,6 +281,24 @@ def test_documents_that_are_all_longer_than_what_was_measured_have_no_answer():
         answer(documents(5000, 6000))
 
 
+def test_what_was_measured_in_other_batches_says_whether_they_would_change_the_answer():
+    # In batches of eight BERT takes a tenth.
+    cheaper = [
+        measurement(subject, length, 8 * cost(length) * (0.1 if subject == BERT else 1), batch_size=8, padded=True)
+        for length in GRID
+        for subject, cost in COSTS.items()
+    ]
+    data = documents(*[2000, 3000, 4000] * 30)
+    found = answer(data, also=[*machine(), *cheaper])
+    assert found.choice == LOCAL
+    assert "in batches of 8 of like length it would be bert" in found.changes
+    assert found.changes[-1] == "another device than cpu was not part of this answer"
+    alike = [measurement(s, n, 8 * cost(n), batch_size=8, padded=True) for n in GRID for s, cost in COSTS.items()]
+    found = answer(data, also=[*machine(), *alike])
+    assert "no other one in batches of 8 of like length" in found.changes
+    assert "another way of batching (--batching fixed:8)" in answer(data).changes[-1]
+
+
 def test_notes_say_what_is_doubtful():
     data = documents(200, estimated=True, skipped=(Skipped("a.txt", "empty"),))
     notes = answer(data).notes

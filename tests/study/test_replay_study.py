@@ -260,3 +260,12 @@ def test_data_of_another_modality_than_the_subjects_is_refused(planted):
     data = LengthData.of([2.0, 3.0], modality="speech")
     with pytest.raises(InputError, match="the lengths are of speech, and the subjects of text"):
         replay(data, ["bert", "nystromformer"])
+
+
+def test_a_notebook_shows_the_tables_and_what_to_know(planted):
+    answer = found(planted, batching="fixed:8")
+    shown = answer._repr_html_()
+    assert shown.count("<table") == 2
+    for each in answer.subjects:
+        assert str(each.subject) in shown
+    assert answer.stop_reason in shown

@@ -48,6 +48,7 @@ class Answer:
         masked: Whether what was measured holds padding where the batches do.
         asked_for_switch: Whether two models were considered.
         switch: The best policy of two, if any gains.
+        elsewhere: Other ways of batching that were measured, and who is certainly better there, or the choice.
     """
 
     data: LengthData
@@ -65,6 +66,7 @@ class Answer:
     masked: bool
     asked_for_switch: bool
     switch: Switch | None
+    elsewhere: tuple[tuple[Batching, Subject], ...] = ()
 
     @property
     def items(self) -> str:
@@ -169,12 +171,24 @@ def changes(answer: Answer) -> tuple[str, ...]:
     for point in answer.points:
         if point.variant != answer.choice and point.length is not None and point.length > answer.data.percentile(95):
             at = format_length(point.length, point.unit)
-            beyond = "longer than any you have" if point.length > longest else "as 5 % of yours at most are"
+            beyond = "longer than any you have" if point.length > longest else "which at most 5 % of yours are"
             found.append(f"longer inputs: {point.variant} is better from {at} on, {beyond}")
+    return (*found, *_batched_otherwise(answer))
+
+
+def _batched_otherwise(answer: Answer) -> list[str]:
+    """Return who it would be in other batches, as far as they were measured, and what was not part of the answer."""
+    unit = answer.data.unit
+    found = [
+        f"{other.describe(unit)} it would be {best}" for other, best in answer.elsewhere if best != answer.choice
+    ]
+    same = [other.describe(unit) for other, best in answer.elsewhere if best == answer.choice]
+    found += [f"no other one {' or '.join(same)}"] if same else []
     device = answer.points[0].device if answer.points else "cpu"
+    if answer.elsewhere:
+        return [*found, f"another device than {device} was not part of this answer"]
     other = "--batching fixed:8" if answer.batching.kind == "one" else "--batching one"
-    found.append(f"another way of batching ({other}), and another device than {device}, were not part of this answer")
-    return tuple(found)
+    return [f"another way of batching ({other}), and another device than {device}, were not part of this answer"]
 
 
 def notes(answer: Answer) -> tuple[str, ...]:

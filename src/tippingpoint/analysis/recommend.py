@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,10 @@ from tippingpoint.analysis.cost import CostCurve, cost_curve, of_batches
 from tippingpoint.analysis.reasons import ITEMS, Answer, changes, notes, reason
 from tippingpoint.analysis.switching import Switch, best_switch, check_switch
 from tippingpoint.analysis.tipping_point import TippingPoint, tipping_point
-from tippingpoint.analysis.workload_cost import Estimate, WorkloadCost, draws, epochs, resamples, workload_cost
+from tippingpoint.analysis.workload_cost import Epoch, Estimate, WorkloadCost, draws, epochs, resamples, workload_cost
 from tippingpoint.data import LengthData
 from tippingpoint.errors import AnswerError
-from tippingpoint.measurement import Environment, Failure, Outcome
+from tippingpoint.measurement import Environment, Failure, Measurement, Outcome, is_best_batch
 from tippingpoint.units import format_length
 from tippingpoint.workload import Subject, check_choice
 
@@ -128,6 +128,7 @@ def recommend_from(
     batching: Batching | str = "one",
     constraints: Iterable[Constraint] = (),
     switch: bool = False,
+    also: Sequence[Outcome] = (),
 ) -> Recommendation:
     """Recommend a subject from measurements alone; nothing is measured and torch is not needed.
 
@@ -144,6 +145,7 @@ def recommend_from(
         batching: How the items are batched; its batch sizes must have been measured.
         constraints: What the choice must keep.
         switch: Whether to look for a policy of two models as well.
+        also: The same measured in batches of other sizes, to say whether another batching would change the answer.
 
     Raises:
         InputError: If the batching is not one for the data's modality, or a switch is asked for by another objective
@@ -179,20 +181,15 @@ def recommend_from(
             f"batching {batching} makes sequences of {format_length(longest, data.unit)}, longer than the longest "
             f"measured {format_length(reach, data.unit)}: measure longer (a larger --budget), or pack less"
         )
-    costs: dict[Subject, dict[str, np.ndarray]] = {}
+    costs = _costs(formed, curves)
     rows: dict[Subject, Candidate] = {}
     for subject in subjects:
-        found = curves.get(subject)
-        if found is None or found.seconds.reach < longest:
-            rows[subject] = Candidate(subject=subject, excluded=_why_missing(subject, outcomes, found, data.unit))
-            continue
-        memory = found.memory if found.memory and found.memory.reach >= longest else None
-        costs[subject] = draws(formed, found.seconds, memory)
-        costs[subject]["throughput"] = costs[subject]["per_item"]
-        if found.at_best and found.at_best.reach >= longest:
-            costs[subject]["throughput"] = draws(formed, found.at_best, None)["per_item"]
-        broken = first_broken(constraints, costs[subject])
-        rows[subject] = _candidate(subject, costs[subject], objective, formed[0].padded, broken)
+        if subject in costs:
+            broken = first_broken(constraints, costs[subject])
+            rows[subject] = _candidate(subject, costs[subject], objective, formed[0].padded, broken)
+        else:
+            why = _why_missing(subject, outcomes, curves.get(subject), data.unit)
+            rows[subject] = Candidate(subject=subject, excluded=why)
     fit = [row for row in rows.values() if row.cost is not None and row.excluded is None]
     if not fit:
         reasons = "; ".join(f"{row.subject}: {row.excluded}" for row in rows.values())
@@ -240,6 +237,7 @@ def recommend_from(
         masked=masked,
         asked_for_switch=switch,
         switch=two,
+        elsewhere=tuple(_elsewhere(items, also, subjects, phase, batching, objective, choice.subject, data.modality)),
     )
     return Recommendation(
         choice=choice.subject,
@@ -269,6 +267,47 @@ def _curves(outcomes: Sequence[Outcome], subject: Subject, phase: str, batching:
     if seconds is None:
         return None
     return _Curves(seconds, curve("throughput") if batching.kind == "one" else None, curve("peak_memory"))
+
+
+def _costs(formed: Sequence[Epoch], curves: Mapping[Subject, _Curves]) -> dict[Subject, dict[str, np.ndarray]]:
+    """Return draws of what every subject costs that was measured as far as the batches reach."""
+    longest = max(float(epoch.lengths.max()) for epoch in formed)
+    costs = {}
+    for subject, found in curves.items():
+        if found.seconds.reach < longest:
+            continue
+        memory = found.memory if found.memory and found.memory.reach >= longest else None
+        costs[subject] = draws(formed, found.seconds, memory)
+        costs[subject]["throughput"] = costs[subject]["per_item"]
+        if found.at_best and found.at_best.reach >= longest:
+            costs[subject]["throughput"] = draws(formed, found.at_best, None)["per_item"]
+    return costs
+
+
+def _elsewhere(
+    items: Sequence[np.ndarray],
+    outcomes: Sequence[Outcome],
+    subjects: Sequence[Subject],
+    phase: str,
+    batching: Batching,
+    objective: str,
+    choice: Subject,
+    modality: str,
+) -> Iterator[tuple[Batching, Subject]]:
+    """Yield other ways of batching that were measured, with who is certainly better there, or the choice."""
+    sizes = {o.workload.batch_size for o in outcomes if isinstance(o, Measurement) and not is_best_batch(o)}
+    for size in sorted(sizes):
+        other = Batching("bucketed", size) if size > 1 else Batching()
+        if other == batching:
+            continue
+        known, _ = of_batches(outcomes, other.pads(modality))
+        curves = {subject: found for subject in subjects if (found := _curves(known, subject, phase, other))}
+        priced = _costs(epochs(items, other), curves)
+        costs = {subject: found[objective] for subject, found in priced.items() if objective in found}
+        if choice in costs and len(costs) > 1:
+            best = min(costs, key=lambda subject: float(costs[subject][0]))
+            certain = float((costs[best][1:] < costs[choice][1:]).mean()) >= _CONFIDENCE
+            yield other, best if certain else choice
 
 
 def _candidate(

@@ -258,6 +258,11 @@ class Replay:
 
     __repr__ = __str__
 
+    def _repr_html_(self) -> str:
+        from tippingpoint.report.notebook import as_html
+
+        return as_html(self)
+
 
 def most_demanding(batches: Sequence[ReplayBatch]) -> list[ReplayBatch]:
     """Return the batches that could need most memory, shortest first: the longest, and those that hold most.

@@ -7,7 +7,7 @@ hides (control characters, marks that turn the direction of writing, halves of c
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tippingpoint.analysis.recommend import ITEMS
 from tippingpoint.analysis.tipping_point import TippingPoint
@@ -15,7 +15,7 @@ from tippingpoint.data import LengthData
 from tippingpoint.report.answers import interval_words, longer_share
 from tippingpoint.report.contents import Comparison, Contents
 from tippingpoint.report.grids import Grid
-from tippingpoint.report.page_data import Table, facts_line, speed_up_table
+from tippingpoint.report.page_data import facts_line, speed_up_table
 from tippingpoint.report.paper_figures import Figure
 from tippingpoint.report.tables import verdict_with_reach
 from tippingpoint.units import format_items, format_length, format_percent
@@ -110,16 +110,8 @@ def _tip_cells(point: TippingPoint) -> list[str]:
 def _speed_ups(comparison: Comparison) -> Iterator[Grid]:
     for baseline in comparison.contest.baselines:
         if any(each.baseline == baseline for each in comparison.speed_ups):
-            yield _grid(speed_up_table(comparison, baseline), str(comparison.setting))
-
-
-def _grid(table: Table, where: str) -> Grid:
-    return Grid(
-        title=f"{table.caption}: {where}",
-        columns=table.head,
-        numbers=(True,) * len(table.head),
-        rows=table.rows,
-    )
+            table = speed_up_table(comparison, baseline)
+            yield replace(table, title=f"{table.title}: {comparison.setting}")
 
 
 def _rest(contents: Contents) -> Iterator[Block]:

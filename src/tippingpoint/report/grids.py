@@ -32,6 +32,11 @@ class Grid:
     sections: frozenset[int] = frozenset()
     strong: frozenset[int] = frozenset()
 
+    @classmethod
+    def of(cls, title: str, columns: tuple[str, ...], rows: tuple[tuple[str, ...], ...]) -> Grid:
+        """Return a table of numbers, of which the first column names the rows."""
+        return cls(title=title, columns=columns, numbers=(True,) * len(columns), rows=rows)
+
 
 def grid_of(table: Table) -> Grid:
     """Return what a terminal's table says; columns without a name are drawings, and left out."""

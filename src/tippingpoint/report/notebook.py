@@ -20,6 +20,7 @@ from tippingpoint.analysis.changes import say_overall
 from tippingpoint.analysis.compare import Comparison
 from tippingpoint.analysis.prediction import Prediction
 from tippingpoint.analysis.recommend import Recommendation
+from tippingpoint.analysis.replay import Replay
 from tippingpoint.analysis.tipping_point import TippingPoint
 from tippingpoint.data import LengthData
 from tippingpoint.errors import InputError, StoreError
@@ -31,6 +32,7 @@ from tippingpoint.report.compare import changes_tables, moves_table, sides_lines
 from tippingpoint.report.grids import Grid, grid_of
 from tippingpoint.report.predict import prediction_tables
 from tippingpoint.report.record_charts import candidates_chart, lengths_chart, parts_chart, tipping_point_chart
+from tippingpoint.report.replay import remarks, replay_tables
 from tippingpoint.report.tables import candidates_table, lengths_table, percentiles_line
 from tippingpoint.report.visible import all_visible, visible
 from tippingpoint.store import Store
@@ -196,6 +198,10 @@ def _recommendation(answer: Recommendation) -> View:
     )
 
 
+def _replay(found: Replay) -> View:
+    return View(grids=tuple(map(grid_of, replay_tables(found))), notes=tuple(remarks(found)))
+
+
 def _breakdown(found: Breakdown) -> View:
     largest = max(found.groups(), key=lambda row: row.total_s).group
     return View(
@@ -277,6 +283,7 @@ _VIEWS: dict[type, Callable[[Any], View]] = {
     TippingPoint: _tipping_point,
     BatchMap: _batch_map,
     Recommendation: _recommendation,
+    Replay: _replay,
     Breakdown: _breakdown,
     LengthData: _lengths,
     Comparison: _comparison,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from tippingpoint.analysis.breakdown import Breakdown
@@ -14,6 +13,7 @@ from tippingpoint.report.answers import sentence
 from tippingpoint.report.contents import Comparison, Contents
 from tippingpoint.report.curves import CurvePoint
 from tippingpoint.report.figures import LENGTHS
+from tippingpoint.report.grids import Grid
 from tippingpoint.report.page_figures import cost_axes, metric_axes, rounded, tip_records
 from tippingpoint.units import (
     format_bytes,
@@ -42,21 +42,6 @@ _MOST_WITH_WORDS = 9
 # Of a message that a screen reader says for a figure.
 _MOST_SENTENCES = 6
 _BEST, _LEVEL, _FAILED = "●", "○", "✕"
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table of texts.
-
-    Attributes:
-        caption: What it shows.
-        head: Of its columns; the first one names the rows.
-        rows: Texts, as many in each as there are in the head.
-    """
-
-    caption: str
-    head: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def named(metric: str) -> str:
@@ -197,17 +182,19 @@ def batch_fill(group: Sequence[Comparison], looks: Looks) -> Record | None:
     }
 
 
-def batch_table(fill: Record) -> Table:
+def batch_table(fill: Record) -> Grid:
     """Return the map over batch sizes in words."""
     said = {
         (cell["row"], cell["column"]): cell["subject"] + (" ○" if cell["level"] else "") for cell in fill["cells"]
     }
     rows = [(row, *(said.get((row, column), "") for column in fill["columns"])) for row in reversed(fill["rows"])]
     head = (f"batch size, by {fill['x_title']}", *fill["columns"])
-    return Table("The fastest subject by batch size and length (○: another one is level with it)", head, tuple(rows))
+    return Grid.of(
+        "The fastest subject by batch size and length (○: another one is level with it)", head, tuple(rows)
+    )
 
 
-def cost_table(comparison: Comparison, metric: str) -> Table:
+def cost_table(comparison: Comparison, metric: str) -> Grid:
     """Return the numbers of a cost figure: lengths by subjects, each with its 95 % interval."""
     unit = comparison.setting.unit
     curves = [curve for curve in comparison.curves if curve.metric == metric]
@@ -231,7 +218,7 @@ def cost_table(comparison: Comparison, metric: str) -> Table:
         for length in sorted(found)
     ]
     head = ("length", *(str(curve.subject) for curve in curves))
-    return Table(f"{named(metric)[0].upper()}{named(metric)[1:]} by length", head, tuple(rows))
+    return Grid.of(f"{named(metric)[0].upper()}{named(metric)[1:]} by length", head, tuple(rows))
 
 
 def _told(point: CurvePoint, metric: str) -> str:
@@ -243,7 +230,7 @@ def _told(point: CurvePoint, metric: str) -> str:
     return f"{text} {width}{at}"
 
 
-def winner_table(comparison: Comparison) -> Table:
+def winner_table(comparison: Comparison) -> Grid:
     """Return who is the fastest and the smallest at each length, and who is level with them."""
     unit = comparison.setting.unit
     smallest = {best.length: best for best in comparison.smallest}
@@ -254,10 +241,10 @@ def winner_table(comparison: Comparison) -> Table:
         cells += [str(other.subject), ", ".join(map(str, other.level))] if other else ["", ""]
         rows.append((format_length(best.length, unit), *cells))
     head = ("length", "fastest", "level with it", "smallest", "level with it")
-    return Table("Who is best at each length at which all were tried", head, tuple(rows))
+    return Grid.of("Who is best at each length at which all were tried", head, tuple(rows))
 
 
-def speed_up_table(comparison: Comparison, baseline: Subject) -> Table:
+def speed_up_table(comparison: Comparison, baseline: Subject) -> Grid:
     """Return how many times as fast as a baseline every other subject is, by length, with 95 % intervals."""
     unit = comparison.setting.unit
     found = [each for each in comparison.speed_ups if each.baseline == baseline]
@@ -273,14 +260,14 @@ def speed_up_table(comparison: Comparison, baseline: Subject) -> Table:
         (format_length(length, unit), *(there.get(each.subject, "") for each in found))
         for length, there in sorted(by_length.items())
     ]
-    return Table(f"Times as fast as {baseline}", ("length", *(str(each.subject) for each in found)), tuple(rows))
+    return Grid.of(f"Times as fast as {baseline}", ("length", *(str(each.subject) for each in found)), tuple(rows))
 
 
 def _factor(value: float) -> str:
     return f"{value:.2f}" if value < 9.995 else f"{value:.3g}"
 
 
-def breakdown_table(found: Sequence[Breakdown]) -> Table:
+def breakdown_table(found: Sequence[Breakdown]) -> Grid:
     """Return the seconds and the shares of every part of calls of one setting."""
     parts = list(dict.fromkeys((row.group, row.name) for each in found for row in each.rows()))
     told = [{(row.group, row.name): row.total_s for row in each.rows()} for each in found]
@@ -300,7 +287,7 @@ def breakdown_table(found: Sequence[Breakdown]) -> Table:
     rows.append(("whole call", *(format_seconds(each.whole_s) for each in found)))
     rows.append(("if attention were free, times as fast", *(f"{each.most_speed_up():.2f}" for each in found)))
     head = ("part", *(_call(each) for each in found))
-    return Table("Where the time of a call goes", head, tuple(rows))
+    return Grid.of("Where the time of a call goes", head, tuple(rows))
 
 
 def breakdown_rows(found: Iterable[Breakdown]) -> list[list[Any]]:

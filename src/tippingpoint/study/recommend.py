@@ -16,10 +16,11 @@ from tippingpoint.analysis.switching import check_switch
 from tippingpoint.analysis.workload_cost import epochs, resamples
 from tippingpoint.data import LengthData
 from tippingpoint.errors import InputError
+from tippingpoint.measurement import Outcome
 from tippingpoint.models.catalog import architecture_of, check_subject, is_vanilla, modality_of
 from tippingpoint.store import Store, open_store
 from tippingpoint.study.presets import PRESETS
-from tippingpoint.study.run import collect, resolve_study, run_study
+from tippingpoint.study.run import StudyResult, collect, resolve_study, run_study
 from tippingpoint.units import UNITS
 from tippingpoint.workload import Study, Subject, check_choice
 
@@ -107,6 +108,7 @@ def recommend(
             environment = opened.latest_environment()
             study = resolve_study(study.replace(threads=environment.threads, affinity=environment.affinity or None))
             result = collect(study, opened, environment)
+        also = [outcome for outcome in opened.outcomes() if _is_alike(outcome, result)]
     return recommend_from(
         data,
         result.outcomes,
@@ -118,7 +120,17 @@ def recommend(
         batching=batching,
         constraints=wanted,
         switch=switch,
+        also=also,
     )
+
+
+def _is_alike(outcome: Outcome, result: StudyResult) -> bool:
+    """Whether an outcome is of a study's subjects where and as they were measured, in batches of whatever size."""
+    study, workload = result.study, outcome.workload
+    if outcome.environment.fingerprint != result.environment.fingerprint or workload.subject not in study.subjects:
+        return False
+    wanted = study.workload(workload.subject, workload.length, study.phases[0])
+    return workload == wanted.replace(batch_size=workload.batch_size, padded=workload.padded)
 
 
 def _as_data(lengths: LengthData | Iterable[float], modality: str | None, subjects: Sequence[Subject]) -> LengthData:

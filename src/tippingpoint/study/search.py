@@ -303,7 +303,8 @@ class _Search:
         twice = self._legal(min(self.high, 2 * longest))
         cheap = (self.costs.session_s(twice, study.subjects) or 0.0) < _CHEAP * study.budget_s
         length = twice if cheap else self._legal(min(self.high, 4 * longest))
-        affordable = budget_s * (_GROW_SHARE if self._wishes else 1.0)
+        # Who asks what all lengths cost has more use for the longest than for a second look at a tipping point.
+        affordable = budget_s * (_GROW_SHARE if self._wishes and not study.whole_range else 1.0)
         # A length that is too dear may still leave room for a shorter one.
         while length > longest and (self.costs.session_s(length, alive) or 0.0) > affordable:
             shorter = self._legal(length / math.sqrt(2))
