@@ -31,7 +31,7 @@ VERBS = {
     for name, command in _ROOT.commands.items()
     for below, verb in (command.commands.items() if isinstance(command, TyperGroup) else [("", command)])
 }
-MEASURING = ("profile", "find", "study", "recommend", "predict", "replay")
+MEASURING = ("profile", "find", "study", "recommend", "predict", "replay", "breakdown")
 
 Run = tuple[int, str, str]
 

@@ -68,7 +68,7 @@ def test_options_that_are_not_legal_are_one_sentence(run, documents, option, val
 
 def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch, capsys):
     clock = iter([0.0, 5.0, 11.0, 11.0, 12.0, 30.0])
-    monkeypatch.setattr(lengths, "time", type("Clock", (), {"monotonic": lambda: next(clock)}))
+    monkeypatch.setattr("tippingpoint.profiling.device.now", lambda: next(clock))
     with lengths._shown() as show:
         for items in (1, 2000, 3000):
             show(Progress(items, None, 0))

@@ -336,7 +336,10 @@ def test_a_model_of_ones_own_that_fails_is_a_failure_with_its_reason():
         (own("listed"), "models_of_mine:listed returned inputs of type list; expected a callable"),
         (own("missing"), "cannot import 'models_of_mine:missing': .*present folder"),
         (Workload("no_module_of_mine:make", 40, threads=1), "cannot import 'no_module_of_mine:make'"),
-        (own("encoder", size="tiny"), "is made by your own code, which says its depth and width; leave size out"),
+        (
+            own("encoder", size="tiny"),
+            "by your own code, which says its depth, width and inputs; leave size out",
+        ),
         (own("counting", phase="training"), "training needs a tensor of floating-point numbers"),
     ],
     ids=str,

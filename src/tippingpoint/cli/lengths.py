@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -152,14 +151,15 @@ def _shown() -> Iterator[Callable[[Progress], None]]:
 
 def _lines() -> Callable[[Progress], None]:
     from tippingpoint.cli.output import progress
+    from tippingpoint.profiling.device import now
 
-    last = time.monotonic()
+    last = now()
 
-    def show(now: Progress) -> None:
+    def show(so_far: Progress) -> None:
         nonlocal last
-        if now.total is None and time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
-            progress(f"  {_describe(now)} so far")
-            last = time.monotonic()
+        if so_far.total is None and now() - last >= _SECONDS_BETWEEN_LINES:
+            progress(f"  {_describe(so_far)} so far")
+            last = now()
 
     return show
 
