@@ -623,7 +623,7 @@ def test_a_store_says_what_it_holds(filled):
     assert "could not be read" in repr(store)
 
 
-SCHEMA_1, SCHEMA_2 = (TESTS / f"stores/schema_{version}.sqlite" for version in (1, 2))
+SCHEMA_1, SCHEMA_2, SCHEMA_3 = (TESTS / f"stores/schema_{version}.sqlite" for version in (1, 2, 3))
 
 
 @pytest.fixture
@@ -734,7 +734,36 @@ def test_a_store_of_the_second_schema_keeps_what_it_held_and_takes_breakdowns(pa
     assert integrity(path) == "ok"
 
 
-@pytest.mark.parametrize("older", [SCHEMA_1, SCHEMA_2])
+def test_a_store_of_the_third_schema_keeps_what_it_held_and_takes_places(path):
+    database = sqlite3.connect(SCHEMA_3)
+    try:
+        assert database.execute("PRAGMA user_version").fetchone()[0] == 3
+        kept = [json.loads(text) for (text,) in database.execute("SELECT record FROM outcomes ORDER BY id")]
+        broken_down = [text for (text,) in database.execute("SELECT record FROM breakdowns ORDER BY id")]
+    finally:
+        database.close()
+    shutil.copy(SCHEMA_3, path)
+    with Store(path) as store:
+        found = store.outcomes()
+        assert [(session.label, session.place) for session in store.sessions()] == [("kept", "")] * 2 + [("", "")]
+        assert [str(outcome.workload.subject) for outcome in found] == [r["workload"]["subject"] for r in kept]
+        assert store.breakdowns() == [encoder(), encoder("bert@local:window=4", 1024, training=True)]
+        assert len(broken_down) == 3
+        store.add(SESSION, place="node-17/cuda:3")
+        assert store.outcomes() == [*found, *SESSION]
+    assert integrity(path) == "ok"
+
+
+def test_a_place_is_kept_with_its_session_and_in_every_row(path):
+    with Store(path) as store:
+        store.add(SESSION)
+        store.add(SESSION, place="node-17/cuda:3")
+    with Store(path) as store:
+        assert [session.place for session in store.sessions()] == ["", "node-17/cuda:3"]
+        assert [row["place"] for row in store.measurements()] == [""] * 3 + ["node-17/cuda:3"] * 3
+
+
+@pytest.mark.parametrize("older", [SCHEMA_1, SCHEMA_2, SCHEMA_3])
 def test_a_migrated_file_has_the_tables_of_a_new_one(path, older):
     def tables(file: Path) -> dict[str, list[tuple[str, str]]]:
         database = sqlite3.connect(file)

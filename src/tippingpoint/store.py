@@ -7,6 +7,7 @@ Schema history
     1   sessions, environments, outcomes
     2   sessions have a label; a measurement has warm-ups of several processes; fingerprints leave defaults out
     3   breakdowns
+    4   sessions have a place
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from tippingpoint.workload import Workload
 
 _Record = TypeVar("_Record", Measurement | Failure, Breakdown)
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # "tipp": tells our files from other programs' SQLite files
 _APPLICATION_ID = 0x74697070
 
@@ -54,7 +55,8 @@ CREATE TABLE sessions (
     study TEXT NOT NULL,
     measured_at TEXT NOT NULL,
     seconds REAL NOT NULL,
-    label TEXT NOT NULL DEFAULT ''
+    label TEXT NOT NULL DEFAULT '',
+    place TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE environments (
     fingerprint TEXT PRIMARY KEY,
@@ -82,6 +84,8 @@ class StoredSession:
         measured_at: When they were written, in UTC.
         seconds: Wall time they took.
         outcomes: Measurements and failures.
+        place: Where it was measured: machine and GPU or socket as a cluster names them, such as "node-17/cuda:3";
+            empty for this machine.
     """
 
     study: str
@@ -89,6 +93,7 @@ class StoredSession:
     measured_at: str
     seconds: float
     outcomes: tuple[Outcome, ...]
+    place: str = ""
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one flat row for each outcome; see `Store.measurements`."""
@@ -182,7 +187,9 @@ class Store:
         except _UnreadableError as error:
             raise StoreError(f"the store {self.path} could not be {doing}: {_DAMAGED}") from error
 
-    def add(self, outcomes: Sequence[Outcome], *, study: str = "", seconds: float = 0.0, label: str = "") -> None:
+    def add(
+        self, outcomes: Sequence[Outcome], *, study: str = "", seconds: float = 0.0, label: str = "", place: str = ""
+    ) -> None:
         """Write the outcomes of one session, all of them or none.
 
         Args:
@@ -190,14 +197,15 @@ class Store:
             study: Key of the study that asked for it.
             seconds: Wall time it took.
             label: What the person calls the run.
+            place: Where it was measured, if not on this machine; see `StoredSession`.
 
         Raises:
             StoreError: If it cannot be written; the file is left as it was.
         """
         with self._explained("written"), self._transaction():
             cursor = self._db.execute(
-                "INSERT INTO sessions (study, measured_at, seconds, label) VALUES (?, ?, ?, ?)",
-                (study, _now(), seconds, label),
+                "INSERT INTO sessions (study, measured_at, seconds, label, place) VALUES (?, ?, ?, ?, ?)",
+                (study, _now(), seconds, label, place),
             )
             for outcome in outcomes:
                 self._db.execute(
@@ -260,11 +268,11 @@ class Store:
                     outcome = _load(kind, record, environments.get(fingerprint))
                     outcomes.setdefault(session, []).append(outcome)
             rows = self._db.execute(
-                "SELECT id, study, label, measured_at, seconds FROM sessions ORDER BY id"
+                "SELECT id, study, label, measured_at, seconds, place FROM sessions ORDER BY id"
             ).fetchall()
         return [
-            StoredSession(study, label, moment, seconds, tuple(outcomes[number]))
-            for number, study, label, moment, seconds in rows
+            StoredSession(study, label, moment, seconds, tuple(outcomes[number]), place)
+            for number, study, label, moment, seconds, place in rows
             if number in outcomes
         ]
 
@@ -434,8 +442,12 @@ def _to_schema_3(db: sqlite3.Connection) -> None:
     db.execute(_BREAKDOWNS)
 
 
+def _to_schema_4(db: sqlite3.Connection) -> None:
+    db.execute("ALTER TABLE sessions ADD COLUMN place TEXT NOT NULL DEFAULT ''")
+
+
 # By the version they start from.
-_MIGRATIONS = {1: _to_schema_2, 2: _to_schema_3}
+_MIGRATIONS = {1: _to_schema_2, 2: _to_schema_3, 3: _to_schema_4}
 
 
 def _row(session: StoredSession, outcome: Outcome) -> dict[str, Any]:
@@ -515,5 +527,6 @@ def _row(session: StoredSession, outcome: Outcome) -> dict[str, Any]:
         "label": session.label,
         "session": outcome.session,
         "measured_at": session.measured_at,
+        "place": session.place,
         "environment": outcome.environment.fingerprint,
     }
