@@ -270,3 +270,11 @@ def test_a_padded_batch_says_so_and_has_several_sequences():
     assert "padded" not in str(Workload("bert", 128, batch_size=4))
     with pytest.raises(InputError, match="a batch of one sequence has no padding; give a larger batch_size"):
         Workload("bert", 128, padded=True)
+
+
+@given(workloads(), st.integers(2, 64))
+def test_workloads_that_differ_by_their_batch_size_alone_share_any_batch(workload, batch_size):
+    for padded in (False, True):
+        one, other = (workload.replace(batch_size=size, padded=padded) for size in (batch_size, batch_size + 1))
+        assert one.any_batch == other.any_batch == one.replace(batch_size=one.any_batch.batch_size)
+    assert one.any_batch != one.replace(padded=False).any_batch

@@ -312,6 +312,11 @@ class Workload:
         """How it runs where that is not plainly, as words that go behind others: ", compiled", ", padded"."""
         return ", compiled" * self.compiled + ", padded" * self.padded
 
+    @property
+    def any_batch(self) -> Workload:
+        """The same at the smallest batch size it can have: what those share that differ by their batch size alone."""
+        return self.replace(batch_size=2 if self.padded else 1)
+
     def replace(self, **changes: Any) -> Workload:
         """Return a copy with some fields changed."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -3,6 +3,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +83,28 @@ def test_a_planted_slow_down_of_ten_percent_is_found_almost_always():
     )
     assert found["slower"] >= 190
     assert set(found) <= {"slower", "undecided"}
+
+
+def test_padded_batches_are_held_against_padded_batches_alone():
+    def side(name: str, plain_s: float, padded_s: float) -> list[Outcome]:
+        found: list[Outcome] = []
+        for padded, seconds in ((False, plain_s), (True, padded_s)):
+            fields: dict[str, Any] = {"padded": padded, "peak_bytes": None}
+            session = f"{name} {padded}-0"
+            found.append(measurement("bert", 512, seconds, session=session, batch_size=4, **fields))
+            best = measurement("bert", 512, 2 * seconds, session=session + BEST_BATCH, batch_size=8, **fields)
+            found.append(best)
+        return found
+
+    answer = compare(side("old", 0.1, 0.2), side("new", 0.1, 0.3))
+    told = [(change.metric, change.workload.padded, change.verdict) for change in answer.changes]
+    assert told == [
+        ("latency", False, "same"),
+        ("latency", True, "slower"),
+        ("throughput", False, "same"),
+        ("throughput", True, "slower"),
+    ]
+    assert [change.batch_sizes for change in answer.changes] == [(4, 4)] * 2 + [(8, 8)] * 2
 
 
 @pytest.mark.parametrize("processes", [1, 3])

@@ -65,6 +65,26 @@ def test_filters_leave_out_what_does_not_pass(run, store, tmp_path):
     assert "2.00 s" not in text.partition("How it was measured")[0].partition("Latency by length")[2]
 
 
+@pytest.mark.parametrize("name", ["report.html", "report.md"])
+def test_padded_batches_of_several_sizes_are_reported_beside_batches_of_one_length(run, tmp_path, name):
+    path = tmp_path / "batches.sqlite"
+    report = tmp_path / name
+    generator = np.random.default_rng(0)
+    with Store(path) as opened:
+        for size, padded in ((1, False), (4, False), (4, True), (8, True)):
+            for length in (2, 10, 40):
+                costs = {HUBERT: size * (0.05 * length + 0.002 * length**2), LOCAL: size * 0.07 * length}
+                session = f"{size} {padded} {length}-0"
+                opened.add(session_at(length, costs, generator, name=session, batch_size=size, padded=padded))
+    code, _, err = run("report", str(path), "-o", str(report))
+    assert code == 0, err
+    text = report.read_text()
+    for size, padded in ((1, ""), (4, ""), (4, ", padded"), (8, ", padded")):
+        assert f"speech, inference, batch {size}, cpu float32, 2 threads, base{padded}" in text
+    # A map over batch sizes for each manner of batching.
+    assert text.count('<details class="batch-table"') == (2 if name == "report.html" else 0)
+
+
 def test_the_persons_lengths_stand_in_the_page(run, store, tmp_path):
     file = tmp_path / "lengths.json"
     write_lengths(LengthData.of([1.0] * 10 + [39.0] * 30, modality="speech"), file)

@@ -126,6 +126,21 @@ def test_throughput_is_told_once_where_best_batches_were_measured():
     assert curve.points[0].value == pytest.approx(16 / costs(128)[BERT], rel=0.03)
 
 
+def test_padded_batches_are_a_setting_of_their_own_with_best_batches_of_their_own():
+    best = [
+        replace(outcome, session=outcome.session + BEST_BATCH)
+        for outcome in pair(batch_size=16, padded=True)
+        if isinstance(outcome, Measurement)
+    ]
+    sessions = [stored(*pair("a", batch_size=8)), stored(*pair("b", batch_size=8, padded=True), *best)]
+    plain, padded = told(sessions).comparisons
+    assert [each.setting.workload.padded for each in (plain, padded)] == [False, True]
+    assert plain.metrics == ("latency", "peak_memory", "flops")
+    assert padded.metrics == ("latency", "throughput", "peak_memory", "flops")
+    curve = next(each for each in padded.curves if each.metric == "throughput")
+    assert curve.points[0].batch_size == 16
+
+
 def test_looks_with_shallow_models_are_left_out():
     looks = [replace(outcome, session=outcome.session + LOOK) for outcome in pair(layers=2)]
     found = told([stored(*pair(), *looks)])

@@ -399,6 +399,16 @@ def test_figures_of_one_name_are_told_apart():
     assert {"latency-bert-inference-batch1", "latency-bert-inference-batch1-2"} <= set(names)
 
 
+def test_padded_batches_have_a_map_over_batch_sizes_of_their_own():
+    manners = ((1, False), (4, False), (4, True), (8, True))
+    each = [session(outcomes(batch_size=size, padded=padded)) for size, padded in manners]
+    names = [figure.name for figure in figures(told(*each))]
+    assert [name for name in names if name.startswith("best-by-batch")] == [
+        "best-by-batch-bert-inference",
+        "best-by-batch-bert-inference-2",
+    ]
+
+
 def test_a_failure_is_a_cross_which_the_caption_explains():
     (figure, *_) = figures(told(session([*outcomes(), failure("bert@eager", 2048)])))
     assert "Crosses are where one failed" in figure.caption

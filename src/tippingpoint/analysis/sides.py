@@ -31,7 +31,7 @@ class Side:
                 self.outcomes_of.setdefault(_key(outcome), []).append(outcome)
             elif isinstance(outcome, Measurement):
                 # A failure in trying a larger batch stands where the best one was measured.
-                self._at_best.setdefault(_key(outcome).replace(batch_size=1), []).append(outcome)
+                self._at_best.setdefault(_key(outcome).any_batch, []).append(outcome)
 
     @property
     def environment(self) -> Environment:
@@ -55,14 +55,14 @@ class Side:
         return Side(self.name, tuple(o for o in self.outcomes if o.environment.fingerprint == only))
 
     def measured(self, metric: str) -> dict[Workload, list[Measurement]]:
-        """Return the measurements that tell a metric, by workload; throughput is at batch size 1 in the key."""
+        """Return the measurements that tell a metric, by workload; for throughput the key is its `any_batch`."""
         if metric == "throughput":
             found = dict(self._at_best)
             for key, tried in self.measured("latency").items():
                 # Where larger batches were tried and did not pay, the measurement itself is at the best one.
                 at_best = [measurement for measurement in tried if measurement.batch_curve]
                 if at_best:
-                    found.setdefault(key.replace(batch_size=1), at_best)
+                    found.setdefault(key.any_batch, at_best)
             return found
         measured = {
             key: [o for o in found if isinstance(o, Measurement) and (o.memory or metric != "peak_memory")]

@@ -271,7 +271,7 @@ def _by_setting(labelled: Iterable[tuple[str, Outcome]]) -> dict[Setting, tuple[
 
 
 def _any_batch(setting: Setting) -> Setting:
-    return replace(setting, workload=setting.workload.replace(batch_size=1))
+    return replace(setting, workload=setting.workload.any_batch)
 
 
 def _importance(setting: Setting, lengths: LengthData | None) -> tuple[object, ...]:

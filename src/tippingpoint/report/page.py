@@ -282,7 +282,7 @@ def _by_batch(comparisons: Sequence[Comparison]) -> list[list[Comparison]]:
     found: dict[Any, list[Comparison]] = {}
     for each in comparisons:
         setting = each.setting
-        key = (setting.environment, setting.label, setting.modality, setting.workload.replace(batch_size=1))
+        key = (setting.environment, setting.label, setting.modality, setting.workload.any_batch)
         found.setdefault((key, each.contest), []).append(each)
     return list(found.values())
 

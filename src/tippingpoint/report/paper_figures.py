@@ -206,7 +206,7 @@ def _of_batches(contents: Contents) -> Iterator[Figure]:
     groups: dict[object, list[Comparison]] = {}
     for each in contents.comparisons:
         setting = each.setting
-        key = (setting.environment, setting.label, setting.workload.replace(batch_size=1), each.contest)
+        key = (setting.environment, setting.label, setting.workload.any_batch, each.contest)
         groups.setdefault(key, []).append(each)
     for group in groups.values():
         fill = all_visible(batch_fill(group, shown))
