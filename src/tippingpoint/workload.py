@@ -28,6 +28,9 @@ _GRAMMAR = "ARCHITECTURE[@VARIANT[:key=value,...][+VARIANT...]], such as bert@lo
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _ARCHITECTURE = re.compile(r"[^\s@]+")
 _VALUE = re.compile(r"[^\s,+@=:]+")
+_KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
+# CPU cores that start a GPU's kernels, where nothing else is said: as many as small machines with a GPU have.
+_HOST_CORES = 4
 
 
 def _parse_value(text: str) -> OptionValue:
@@ -333,6 +336,54 @@ class Workload:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What a comparison asks of a machine: a kind of device, held by one measurement at a time.
+
+    Args:
+        kind: "cpu"; "cuda" for any GPU; or a part of the GPU's name, such as "H100".
+        cores: CPU cores to measure with, all of one socket; 4 beside a GPU, where nothing else is said.
+        resources: What else a node of a cluster must offer, by the names the cluster has for it.
+        share_socket: Whether GPUs of one socket may be measured at the same time. It is faster and less quiet:
+            what the processor does for one of them, the other may feel.
+
+    Raises:
+        InputError: If a field is not legal.
+    """
+
+    kind: str
+    cores: int | None = None
+    resources: tuple[tuple[str, float], ...] = ()
+    share_socket: bool = False
+
+    def __post_init__(self) -> None:
+        if not _KIND.fullmatch(self.kind):
+            raise InputError(
+                f"the kind of a device must be cpu, cuda or a part of a GPU's name such as H100, got {self.kind!r}"
+            )
+        if self.cores is not None:
+            check_count("cores", self.cores)
+        elif self.device == "cpu":
+            raise InputError("a device of kind cpu needs its number of cores, such as {kind: cpu, cores: 8}")
+        else:
+            object.__setattr__(self, "cores", _HOST_CORES)
+        if self.share_socket and self.device == "cpu":
+            raise InputError("measurements on CPU cores never share a socket; leave share_socket out")
+        for name, amount in self.resources:
+            if not _KIND.fullmatch(name) or not amount > 0:
+                raise InputError(f"a resource needs a name and a positive amount, got {name!r}: {amount!r}")
+        object.__setattr__(self, "resources", tuple(sorted(self.resources)))
+
+    @property
+    def device(self) -> str:
+        """The device to measure on, "cpu" or "cuda"."""
+        return "cpu" if self.kind.lower() == "cpu" else "cuda"
+
+    def __str__(self) -> str:
+        kind = {"cpu": f"{self.cores} CPU cores", "cuda": "a GPU"}.get(self.kind.lower(), self.kind)
+        return " with ".join([kind, *(f"{amount:g} {name}" for name, amount in self.resources)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
     """A set of comparisons with a budget; the search decides which lengths are worth measuring.
 
@@ -345,6 +396,10 @@ class Study:
         metrics: Any of "latency", "throughput", "peak_memory".
         phases: Any of "inference", "training".
         device: See `Workload`.
+        place: The kind of machine that it asks for; None takes the one at hand. It settles `device`, and `threads`
+            where nothing else is said.
+        apart: Whether each pair is searched by itself in each phase, with its share of the budget, so that many can
+            be measured at once. Together, subjects share sessions, and pairs share their baseline.
         dtype: See `Workload`.
         threads: See `Workload`.
         size: See `Workload`.
@@ -354,7 +409,7 @@ class Study:
         batch_budget: Instead of it, how much a call may hold in the native unit (tokens, seconds): as many sequences
             of a length as fit, one at least.
         padded: Whether batches of several sequences hold padding; see `Workload`.
-        budget_s: Wall time to spend on measuring, in seconds.
+        budget_s: Time to spend on measuring, in seconds; of all machines together, where there are several.
         precision: A tipping point is refined until its 95 % interval reaches no further than this share of the
             length to either side (0.1 is 10 %).
         target: A block of timing ends when the 95 % interval's half-width is below this share.
@@ -372,6 +427,8 @@ class Study:
     metrics: tuple[str, ...] = METRICS
     phases: tuple[str, ...] = PHASES
     device: str = "cpu"
+    place: Place | None = None
+    apart: bool = False
     dtype: str = "float32"
     threads: int | None = None
     size: str = "base"
@@ -404,6 +461,11 @@ class Study:
         check_count("repeats", self.repeats)
         if self.batch_budget is not None and not self.batch_budget > 0:
             raise InputError(f"the budget of a batch must be positive, got {self.batch_budget!r}")
+        if self.place is not None:
+            if self.affinity is not None:
+                raise InputError("a study names either cores to pin to or a kind of device to find; leave one out")
+            object.__setattr__(self, "device", self.place.device)
+            object.__setattr__(self, "threads", self.threads or self.place.cores)
         if not self.metrics or not self.phases:
             raise InputError("a study needs at least one metric and one phase")
         self.workload(self.baselines[0], low, self.phases[0])
