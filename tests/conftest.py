@@ -10,6 +10,14 @@ settings.register_profile("tippingpoint", deadline=None, derandomize=True, max_e
 settings.load_profile("tippingpoint")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let the processes of a test run not wait for each other: no test looks at how long something took."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIPPINGPOINT_LOCKS", str(tmp_path_factory.mktemp("locks")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Compute on one thread: sharing out a tiny tensor takes longer than working on it."""

@@ -159,3 +159,20 @@ def test_a_system_without_affinity_is_not_pinned(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert hardware.pinned_cores() == ()
     assert hardware.physical_cores() == hardware.usable_cores() == (os.cpu_count() or 1)
+
+
+def test_cores_lie_on_sockets(tmp_path, on_cores):
+    for core, place in ((0, 0), (1, 1), (2, 0), (3, 1)):
+        write(tmp_path, {f"{CORES}/cpu{core}/topology/physical_package_id": place})
+    assert hardware.sockets((0, 2), tmp_path) == (0,)
+    assert hardware.sockets((3, 0, 1), tmp_path) == (0, 1)
+    on_cores(1, 3)
+    assert hardware.sockets(None, tmp_path) == (1,)
+
+
+def test_where_nothing_tells_of_sockets_there_is_one(tmp_path, on_cores):
+    on_cores(0, 1)
+    write(tmp_path, {f"{CORES}/cpu1/topology/physical_package_id": -1})
+    assert (
+        hardware.sockets(None, tmp_path) == hardware.sockets((), tmp_path) == hardware.sockets((7,), tmp_path) == (0,)
+    )

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tippingpoint.profiling.sensors import Gpu, open_gpu
+from tippingpoint.profiling.sensors import Gpu, gpu_uuid, open_gpu
 
 
 class NVMLError(Exception):
@@ -41,6 +41,9 @@ class FakeNvml(ModuleType):
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> int:  # noqa: N802
         self.asked.append(uuid)
         return 0
+
+    def nvmlDeviceGetUUID(self, handle: int) -> str:  # noqa: N802
+        return f"GPU-{handle}"
 
     def nvmlDeviceGetClockInfo(self, handle: int, kind: int) -> int:  # noqa: N802
         assert kind == self.NVML_CLOCK_SM
@@ -156,3 +159,18 @@ def test_without_a_driver_or_a_gpu_there_is_a_reason(install, monkeypatch):
     assert open_gpu("cuda:1") == "CUDA_VISIBLE_DEVICES names no GPU for cuda:1"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert open_gpu("cuda") == "CUDA_VISIBLE_DEVICES names no GPU for cuda"
+
+
+def test_a_gpu_tells_its_name_without_cuda_being_started(install, monkeypatch):
+    library = install()
+    assert gpu_uuid("cuda:1") == "GPU-1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,GPU-0")
+    assert [gpu_uuid("cuda"), gpu_uuid("cuda:1")] == ["GPU-1", "GPU-0"]
+    assert library.asked == [1, 1, "GPU-0"]
+
+
+def test_without_a_driver_that_tells_a_gpu_has_no_name(install, monkeypatch):
+    install(broken=True)
+    assert gpu_uuid("cuda") == ""
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert gpu_uuid("cuda") == ""

@@ -18,7 +18,14 @@ from tippingpoint.errors import InputError
 from tippingpoint.measurement import Failure
 from tippingpoint.models.components import Patterns
 from tippingpoint.profiling.process import WorkerError
-from tippingpoint.profiling.session import Arm, Effort, measure_alone, memory_point, resolve_workload
+from tippingpoint.profiling.session import (
+    Arm,
+    Effort,
+    alone_on_machine,
+    measure_alone,
+    memory_point,
+    resolve_workload,
+)
 from tippingpoint.workload import Workload
 
 logger = logging.getLogger(__name__)
@@ -68,7 +75,7 @@ def breakdown(
     arm, session = Arm(workload), uuid.uuid4().hex[:12]
     effort = Effort(budget_s=budget_s, timeout_s=timeout_s)
     parts: Parts | None = None
-    with contextlib.suppress(WorkerError):
+    with alone_on_machine([arm], say), contextlib.suppress(WorkerError):
         say(f"{arm.name} at {workload.length:g}: peak memory and what really runs")
         alone = measure_alone(arm, (), effort, session)
         with arm.process(effort):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path("/")
@@ -66,6 +67,20 @@ def physical_cores(root: Path = ROOT) -> int:
         topology = root / f"sys/devices/system/cpu/cpu{core}/topology"
         siblings.add((read(topology / "physical_package_id"), read(topology / "core_id") or f"cpu{core}"))
     return len(siblings)
+
+
+def sockets(cores: Iterable[int] | None = None, root: Path = ROOT) -> tuple[int, ...]:
+    """Return the CPU sockets (physical packages) that cores lie on, in order; one, number 0, where nothing says so.
+
+    Args:
+        cores: By number; None means all this process may run on.
+        root: Of the file system that is read.
+    """
+    if cores is None:
+        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
+    places = {read(root / f"sys/devices/system/cpu/cpu{core}/topology/physical_package_id") for core in cores}
+    # Some machines say -1 of every core.
+    return tuple(sorted({int(place) if place.isdigit() else 0 for place in places})) or (0,)
 
 
 def cpu_model(root: Path = ROOT) -> str:

@@ -21,7 +21,14 @@ from tippingpoint.measurement import Failure, Sample
 from tippingpoint.profiling.device import available_memory, now, settle
 from tippingpoint.profiling.memory import SAFE_SHARE, KnownPoints
 from tippingpoint.profiling.process import WorkerError
-from tippingpoint.profiling.session import Arm, Effort, measure_alone, memory_point, resolve_workload
+from tippingpoint.profiling.session import (
+    Arm,
+    Effort,
+    alone_on_machine,
+    measure_alone,
+    memory_point,
+    resolve_workload,
+)
 from tippingpoint.units import format_percent, format_seconds
 from tippingpoint.workload import Workload
 
@@ -101,12 +108,13 @@ def run_batches(
     twice = {arm.name for arm in arms if sum(other.name == arm.name for other in arms) > 1}
     if twice:
         raise InputError(f"each subject can stand once in a replay, {', '.join(sorted(twice))} stands twice")
-    for arm in arms:
-        progress(f"{arm.name}: peak memory of the largest batches, and what really runs")
-        with contextlib.suppress(WorkerError):
-            _alone(arm, largest, effort, session)
-    timing = _Timing(batches, target, budget_s, seed, effort, session, progress)
-    reasons = [timing.run(group, largest[-1]) for group in _groups([arm for arm in arms if not arm.outcomes])]
+    with alone_on_machine(arms, progress):
+        for arm in arms:
+            progress(f"{arm.name}: peak memory of the largest batches, and what really runs")
+            with contextlib.suppress(WorkerError):
+                _alone(arm, largest, effort, session)
+        timing = _Timing(batches, target, budget_s, seed, effort, session, progress)
+        reasons = [timing.run(group, largest[-1]) for group in _groups([arm for arm in arms if not arm.outcomes])]
     # A process tells where it runs as it comes up, whatever happens to its subject afterwards.
     environment = next(arm.environment for arm in arms if arm.environment)
     reason = "; ".join(dict.fromkeys(reasons)) or "no subject could run"

@@ -30,6 +30,10 @@ class Gpu:
         self._library = library
         self._handle = handle
 
+    def uuid(self) -> str:
+        """Return the name that no other GPU has."""
+        return str(self._ask("nvmlDeviceGetUUID") or "")
+
     def clock_hz(self) -> float | None:
         """Return the clock of the multiprocessors."""
         megahertz = self._ask("nvmlDeviceGetClockInfo", self._library.NVML_CLOCK_SM)
@@ -76,6 +80,16 @@ def open_gpu(device_name: str, uuid: str = "") -> Gpu | str:
         return Gpu(library, library.nvmlDeviceGetHandleByIndex(name))
     except library.NVMLError as error:
         return f"the driver does not tell: {error}"
+
+
+def gpu_uuid(device_name: str) -> str:
+    """Return the UUID of a GPU without starting CUDA; empty where the driver cannot be asked.
+
+    Args:
+        device_name: "cuda" or "cuda:N"; found by its number and CUDA_VISIBLE_DEVICES.
+    """
+    gpu = open_gpu(device_name)
+    return gpu.uuid() if isinstance(gpu, Gpu) else ""
 
 
 def _name(device_name: str) -> int | str:

@@ -15,7 +15,7 @@ import statistics
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from tippingpoint.measurement import BEST_BATCH, LOOK, Energy, Failure, Measurem
 from tippingpoint.models.catalog import architecture_of, check_subject
 from tippingpoint.profiling.conditions import Watch
 from tippingpoint.profiling.device import available_memory, now, settle
+from tippingpoint.profiling.exclusive import exclusively
 from tippingpoint.profiling.hardware import usable_cores
 from tippingpoint.profiling.memory import SAFE_SHARE, KnownPoints, activation_bytes
 from tippingpoint.profiling.process import WorkerError, WorkerProcess
@@ -173,6 +174,20 @@ def default_threads(affinity: tuple[int, ...] | None) -> int:
     return len(affinity) if affinity else usable_cores()
 
 
+def alone_on_machine(arms: Sequence[Arm], progress: Progress) -> AbstractContextManager[None]:
+    """Have the device and the cores of a session's arms to oneself; see `exclusively`.
+
+    Raises:
+        InputError: If the arms are not all on one device.
+    """
+    devices = {arm.workload.device: None for arm in arms}
+    if len(devices) > 1:
+        raise InputError(f"a session measures on one device, got {' and '.join(devices)}; measure them one by one")
+    pinned = [arm.workload.affinity for arm in arms]
+    cores = None if None in pinned else {core for some in pinned for core in some or ()}
+    return exclusively(next(iter(devices), "cpu"), cores, progress=progress)
+
+
 def profile(
     workload: Workload,
     *,
@@ -240,7 +255,7 @@ def measure_together(
         raise InputError(f"each subject can stand once in a session, {', '.join(sorted(twice))} stands twice")
     for arm, limit in zip(arms, largest_batches or [None] * len(arms), strict=True):
         arm.largest_batch = limit or MAX_BATCH_SIZE
-    with _compiler_cache(arms) as cache:
+    with alone_on_machine(arms, say), _compiler_cache(arms) as cache:
         for arm, points in zip(arms, known or [()] * len(arms), strict=True):
             say(f"{arm.name}: peak memory, FLOPs and what really runs")
             arm.cache = cache
@@ -285,7 +300,7 @@ def screen(
     say = progress or (lambda line: logger.info("%s", line))
     session = uuid.uuid4().hex[:12] + LOOK
     arms = [Arm(resolve_workload(workload)) for workload in workloads]
-    with ExitStack() as stack:
+    with alone_on_machine(arms, say), ExitStack() as stack:
         environments: dict[str, tuple[Environment, int]] = {}
         for arm, points in zip(arms, known or [()] * len(arms), strict=True):
             worker = stack.enter_context(arm.process(effort))
