@@ -20,8 +20,8 @@ def test_every_item_is_in_exactly_one_batch_that_is_long_enough_for_it(policy, l
     batches = formed(policy, lengths, seed)
     assert sorted(batches.items.tolist()) == sorted(lengths)
     assert batches.counts.sum() == len(lengths)
-    for number in range(len(batches)):
-        items, length = batches.of(number), batches.lengths[number]
+    for number, items in enumerate(batches.parts()):
+        length = batches.lengths[number]
         if policy.startswith("packed"):
             assert (batches.sequences[number], length) == (1, items.sum())
         else:
@@ -68,13 +68,9 @@ def test_like_lengths_together_pad_less_than_batches_as_they_come():
 def test_sorting_reaches_no_further_than_a_window():
     # Were all items sorted, no batch would mix; within windows of 50 batches, each of them begins anew.
     lengths = list(range(1, 1 + 4 * 2 * WINDOW))
-    spans = [int(np.ptp(b)) for b in _each(formed("bucketed:4", lengths))]
+    spans = [int(np.ptp(items)) for items in formed("bucketed:4", lengths).parts()]
     assert max(spans) > 3
     assert sorted(spans)[len(spans) // 2] < 20
-
-
-def _each(batches: Batches) -> list[np.ndarray]:
-    return [batches.of(number) for number in range(len(batches))]
 
 
 def test_batches_come_in_random_order_which_the_generator_says():

@@ -50,10 +50,9 @@ class Batches:
         """Return the number of batches."""
         return len(self.counts)
 
-    def of(self, batch: int) -> np.ndarray:
-        """Return the lengths of one batch's items, [items of that batch]."""
-        begin = int(self.counts[:batch].sum())
-        return self.items[begin : begin + int(self.counts[batch])]
+    def parts(self) -> list[np.ndarray]:
+        """Return the lengths of each batch's items, [items of that batch] each."""
+        return np.split(self.items, np.cumsum(self.counts)[:-1])
 
     @property
     def padding(self) -> float:

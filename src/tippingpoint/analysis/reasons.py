@@ -11,13 +11,12 @@ from tippingpoint.analysis.batching import Batching
 from tippingpoint.analysis.constraint import OBJECTIVES, Constraint, show_value
 from tippingpoint.analysis.switching import Switch
 from tippingpoint.analysis.tipping_point import TippingPoint
-from tippingpoint.analysis.workload_cost import Estimate
+from tippingpoint.analysis.workload_cost import Estimate, certainly_less
 from tippingpoint.data import LengthData
 from tippingpoint.units import format_bytes, format_length, format_percent, format_seconds
 from tippingpoint.workload import Subject
 
 ITEMS = {"text": "documents", "speech": "recordings", "vision": "images"}
-_CONFIDENCE = 0.95
 _NAMES = {
     "latency": "mean latency",
     "latency_p50": "median latency",
@@ -163,8 +162,7 @@ def changes(answer: Answer) -> tuple[str, ...]:
         if objective == answer.objective or answer.choice not in known:
             continue
         best = min(known, key=lambda subject: float(known[subject][objective][0]))
-        ahead = (known[best][objective][1:] < known[answer.choice][objective][1:]).mean()
-        if best != answer.choice and ahead >= _CONFIDENCE:
+        if certainly_less(known[best][objective], known[answer.choice][objective]):
             by_choice.setdefault(best, []).append(_NAMES[objective])
     found += [f"by {' or '.join(names)} it would be {subject}" for subject, names in by_choice.items()]
     longest = answer.data.maximum

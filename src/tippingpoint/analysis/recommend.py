@@ -14,7 +14,16 @@ from tippingpoint.analysis.cost import CostCurve, cost_curve, of_batches
 from tippingpoint.analysis.reasons import ITEMS, Answer, changes, notes, reason
 from tippingpoint.analysis.switching import Switch, best_switch, check_switch
 from tippingpoint.analysis.tipping_point import TippingPoint, tipping_point
-from tippingpoint.analysis.workload_cost import Epoch, Estimate, WorkloadCost, draws, epochs, resamples, workload_cost
+from tippingpoint.analysis.workload_cost import (
+    Epoch,
+    Estimate,
+    WorkloadCost,
+    certainly_less,
+    draws,
+    epochs,
+    resamples,
+    workload_cost,
+)
 from tippingpoint.data import LengthData
 from tippingpoint.errors import AnswerError
 from tippingpoint.measurement import Environment, Failure, Measurement, Outcome, is_best_batch
@@ -22,8 +31,6 @@ from tippingpoint.units import format_length
 from tippingpoint.workload import Subject, check_choice
 
 __all__ = ["ITEMS", "OBJECTIVES", "Candidate", "Constraint", "Recommendation", "recommend_from"]
-
-_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,8 +313,7 @@ def _elsewhere(
         costs = {subject: found[objective] for subject, found in priced.items() if objective in found}
         if choice in costs and len(costs) > 1:
             best = min(costs, key=lambda subject: float(costs[subject][0]))
-            certain = float((costs[best][1:] < costs[choice][1:]).mean()) >= _CONFIDENCE
-            yield other, best if certain else choice
+            yield other, best if certainly_less(costs[best], costs[choice]) else choice
 
 
 def _candidate(
@@ -351,7 +357,7 @@ def _prefer_vanilla(
     """
 
     def certain(row: Candidate) -> bool:
-        return float((costs[best.subject][1:] < costs[row.subject][1:]).mean()) >= _CONFIDENCE
+        return certainly_less(costs[best.subject], costs[row.subject])
 
     for row in fit:
         if row.subject in baselines and row is not best and best.subject not in baselines and not certain(row):

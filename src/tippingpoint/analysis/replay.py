@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from tippingpoint.analysis.batching import Batches, Batching
-from tippingpoint.analysis.workload_cost import Estimate
+from tippingpoint.analysis.workload_cost import Estimate, at_percentiles
 from tippingpoint.data import LengthData
 from tippingpoint.machine import Environment
 from tippingpoint.measurement import Failure, Sample
@@ -44,11 +44,10 @@ class ReplayBatch:
 
 def batches_to_run(batches: Batches) -> list[ReplayBatch]:
     """Return batches one by one."""
-    parts = np.split(batches.items, np.cumsum(batches.counts)[:-1])
     return [
         # Packed items are one sequence, which nothing pads.
         ReplayBatch(float(length), tuple(own.tolist()) if len(own) == sequences else (float(length),), len(own))
-        for own, sequences, length in zip(parts, batches.sequences, batches.lengths, strict=True)
+        for own, sequences, length in zip(batches.parts(), batches.sequences, batches.lengths, strict=True)
     ]
 
 
@@ -206,9 +205,7 @@ class Replayed:
 
 def _percentile(values: np.ndarray, weights: np.ndarray, percent: float) -> float:
     """Return the smallest value that a percentage of the weight does not exceed."""
-    order = np.argsort(values)
-    reached = np.cumsum(weights[order]) / weights.sum()
-    return float(values[order][np.searchsorted(reached, percent / 100 - 1e-9)])
+    return float(at_percentiles(values[None], weights, (percent,))[0, 0])
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)

@@ -9,13 +9,12 @@ import numpy as np
 
 from tippingpoint.analysis.batching import Batching
 from tippingpoint.analysis.cost import CostCurve
-from tippingpoint.analysis.workload_cost import Estimate, draws, epochs
+from tippingpoint.analysis.workload_cost import Estimate, certainly_less, draws, epochs
 from tippingpoint.errors import InputError
 from tippingpoint.workload import Subject
 
 # Lengths to switch at that are tried: as many quantiles of the items.
 _THRESHOLDS = 40
-_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +98,7 @@ def best_switch(
         single=single,
         cost_s=Estimate.of(both),
         gain=gain,
-        certain=float((both[1:] < singles[single][1:]).mean()) >= _CONFIDENCE,
+        certain=certainly_less(both, singles[single]),
     )
 
 

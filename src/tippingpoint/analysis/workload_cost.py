@@ -28,6 +28,8 @@ _ORDERS = 20
 # Where items have more lengths than this, prices are looked up at so many steps of equal ratio: less than 0.2 % each.
 _MOST_PRICES = 4_000
 PERCENTILES = (50, 95, 99)
+# A cost is certainly less than another if it is so in this share of the replicates.
+_CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +208,7 @@ def draws(found: Sequence[Epoch], seconds: CostCurve, memory: CostCurve | None) 
             # The longest item that came is the longest there is: resampled, it would now and then be missing.
             sizes = bytes_of.at(found[0].lengths, number, len(found))
             part["peak_memory"] = sizes.max(axis=1)
-            part["median_memory"] = _at_percentiles(sizes, found[0].batches, (50,))[:, 0]
+            part["median_memory"] = at_percentiles(sizes, found[0].batches, (50,))[:, 0]
     return {name: _centered(np.concatenate([part[name] for part in parts])) for name in parts[0]}
 
 
@@ -233,11 +235,11 @@ def _times(epoch: Epoch, prices: Prices, number: int, of: int) -> dict[str, np.n
         # Nothing is padded where items lie end to end, although a longer sequence costs more.
         "padding": np.zeros_like(total) if packed else np.maximum(0.0, 1 - own / total),
     }
-    shares = _at_percentiles(seconds, items, PERCENTILES)
+    shares = at_percentiles(seconds, items, PERCENTILES)
     return found | {f"latency_p{percent}": shares[:, column] for column, percent in enumerate(PERCENTILES)}
 
 
-def _at_percentiles(values: np.ndarray, weights: np.ndarray, percents: Sequence[int]) -> np.ndarray:
+def at_percentiles(values: np.ndarray, weights: np.ndarray, percents: Sequence[float]) -> np.ndarray:
     """Return the smallest value that a percentage of the weight does not exceed, [replicates, percents].
 
     Args:
@@ -247,10 +249,20 @@ def _at_percentiles(values: np.ndarray, weights: np.ndarray, percents: Sequence[
     """
     order = np.argsort(values, axis=1)
     reached = np.cumsum(weights[order], axis=1)
-    wanted = np.array(percents) / 100 * weights.sum()
     # Sums of whole numbers are exact; a share of them is not.
-    column = (reached[:, :, None] < wanted - 1e-9).sum(axis=1)
+    wanted = (np.array(percents) / 100 - 1e-9) * weights.sum()
+    column = (reached[:, :, None] < wanted).sum(axis=1)
     return np.take_along_axis(np.take_along_axis(values, order, axis=1), column, axis=1)
+
+
+def certainly_less(first: np.ndarray, second: np.ndarray) -> bool:
+    """Return whether one cost is less than another beyond doubt.
+
+    Args:
+        first: Draws of a cost, the value itself first.
+        second: Draws of the other cost, on the same epochs.
+    """
+    return float((first[1:] < second[1:]).mean()) >= _CONFIDENCE
 
 
 def workload_cost(found: Mapping[str, np.ndarray], padded: float) -> WorkloadCost:

@@ -20,7 +20,7 @@ from tippingpoint.measurement import Outcome
 from tippingpoint.models.catalog import architecture_of, check_subject, is_vanilla, modality_of
 from tippingpoint.store import Store, open_store
 from tippingpoint.study.presets import PRESETS
-from tippingpoint.study.run import StudyResult, collect, resolve_study, run_study
+from tippingpoint.study.run import collect, resolve_study, run_study
 from tippingpoint.units import UNITS
 from tippingpoint.workload import Study, Subject, check_choice
 
@@ -108,7 +108,8 @@ def recommend(
             environment = opened.latest_environment()
             study = resolve_study(study.replace(threads=environment.threads, affinity=environment.affinity or None))
             result = collect(study, opened, environment)
-        also = [outcome for outcome in opened.outcomes() if _is_alike(outcome, result)]
+        there = opened.outcomes(environment=result.environment.fingerprint)
+        also = [outcome for outcome in there if _is_alike(outcome, result.study)]
     return recommend_from(
         data,
         result.outcomes,
@@ -124,10 +125,10 @@ def recommend(
     )
 
 
-def _is_alike(outcome: Outcome, result: StudyResult) -> bool:
-    """Whether an outcome is of a study's subjects where and as they were measured, in batches of whatever size."""
-    study, workload = result.study, outcome.workload
-    if outcome.environment.fingerprint != result.environment.fingerprint or workload.subject not in study.subjects:
+def _is_alike(outcome: Outcome, study: Study) -> bool:
+    """Whether an outcome is of a study's subjects as they were measured, in batches of whatever size."""
+    workload = outcome.workload
+    if workload.subject not in study.subjects:
         return False
     wanted = study.workload(workload.subject, workload.length, study.phases[0])
     return workload == wanted.replace(batch_size=workload.batch_size, padded=workload.padded)
