@@ -15,7 +15,7 @@ ROOT = Path(tippingpoint.__file__).parent
 # Lower parts never import higher ones. The parts of one rank may import each other.
 RANKS = (
     {"errors"},
-    {"units", "stages"},
+    {"units", "stages", "yaml_files"},
     {"workload", "intervals", "machine"},
     {"measurement"},
     {"attention"},
@@ -30,6 +30,7 @@ TORCH_FREE = {
     "errors",
     "units",
     "stages",
+    "yaml_files",
     "workload",
     "intervals",
     "machine",

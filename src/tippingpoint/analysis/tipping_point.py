@@ -24,7 +24,7 @@ from tippingpoint.analysis.comparison import ComparisonPoint, comparison_points
 from tippingpoint.analysis.curve import RatioCurve
 from tippingpoint.measurement import Outcome
 from tippingpoint.models.architecture import Architecture
-from tippingpoint.models.catalog import ARCHITECTURES, architecture_of
+from tippingpoint.models.catalog import architecture_of
 from tippingpoint.units import format_length, format_percent, format_seconds
 from tippingpoint.workload import Subject
 
@@ -241,7 +241,7 @@ def grid(low: float, high: float, baseline: Subject, variant: Subject) -> tuple[
 @cache
 def _grid(low: float, high: float, *architectures: str) -> tuple[float, ...]:
     lengths = set(even_grid(low, high))
-    for row in (ARCHITECTURES[name] for name in architectures):
+    for row in (architecture_of(Subject(name)) for name in architectures):
         if row.lengths.executed is None:
             continue
         end = low

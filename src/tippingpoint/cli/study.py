@@ -62,6 +62,10 @@ def command(
         Path | None,
         typer.Option(help="Draw speed-ups against length into this file: .svg, .png, .pdf or .html."),
     ] = None,
+    trust_code: Annotated[
+        bool,
+        typer.Option("--trust-code", help="Let a study file's subjects be package.module:callable, which runs code."),
+    ] = False,
     store: StorePath = Path("tippingpoint.sqlite"),
     label: Label = "",
     json: Json = False,
@@ -83,7 +87,7 @@ def command(
     from tippingpoint.units import parse_duration, parse_fraction
     from tippingpoint.workload import METRICS, PHASES
 
-    found = _named(study, modality)
+    found = _named(study, modality, trust_code)
     changes = {
         "budget_s": budget and parse_duration(budget) / len(found),
         "precision": precision and parse_fraction(precision),
@@ -121,7 +125,7 @@ def command(
             progress(f"drew {file}")
 
 
-def _named(name: str, modality: str | None) -> tuple[Study, ...]:
+def _named(name: str, modality: str | None, trust_code: bool) -> tuple[Study, ...]:
     """Return the studies of a preset, or that of a file.
 
     Raises:
@@ -131,7 +135,7 @@ def _named(name: str, modality: str | None) -> tuple[Study, ...]:
     from tippingpoint.study.files import load_study
     from tippingpoint.study.presets import COMPARISONS, preset
 
-    found = preset(name, modality) or (load_study(name),)
+    found = preset(name, modality) or (load_study(name, trust_code=trust_code),)
     if modality not in (None, found[0].modality):
         raise InputError(
             f"{name!r} is a study of {found[0].modality}; --modality goes with {' and '.join(COMPARISONS)}, got "

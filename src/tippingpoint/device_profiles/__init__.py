@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator
@@ -28,9 +28,9 @@ from tippingpoint.errors import InputError, unknown
 from tippingpoint.machine import Peaks
 from tippingpoint.units import format_bytes, format_count
 from tippingpoint.workload import DTYPES, check_choice
+from tippingpoint.yaml_files import read_yaml
 
 _FOLDER = Path(__file__).parent
-_LARGEST_FILE = 2**20
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -102,18 +102,7 @@ def load_profile(name: str | PathLike[str]) -> DeviceProfile:
     path = _FOLDER / f"{name}.yaml" if str(name) in shipped_profiles() else Path(name)
     if not path.suffix and not path.exists():
         raise unknown("device profile", str(name), [*shipped_profiles(), "a YAML file"])
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise InputError(f"{path} is too large for a device profile")
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(
-            f"cannot read the device profile {str(path)!r} ({reason}); expected a YAML file or one of "
-            f"{', '.join(shipped_profiles())}"
-        ) from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path, "device profile", f"; expected a YAML file or one of {', '.join(shipped_profiles())}")
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold keys: {', '.join(_KEYS)}")
     try:

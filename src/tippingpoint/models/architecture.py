@@ -125,8 +125,8 @@ class Architecture:
         return self.takes_variants or (self.shares_maps and keeps_scores)
 
     def layers(self, size: str) -> int | None:
-        """Return the depth of a size; None where the architecture is no plain stack of equal layers."""
-        return None if self.stages else self.sizes[size][self.keys["layers"]]
+        """Return the depth of a size; None where the architecture is no plain stack, or a person's own."""
+        return None if self.stages else self.sizes[size].get(self.keys["layers"])
 
     def why_float32(self, phase: str) -> str:
         """Return why a phase cannot run in a lower precision; empty where it can."""

@@ -5,12 +5,17 @@ tensor, a tuple of tensors, or a mapping from arguments of the model's forward p
 
     def encoder(*, length: int, batch_size: int):
         return MyEncoder(), torch.randn(batch_size, length, 256)
+
+`is_own` alone decides what is such a name, and `make` alone imports it: a study file that holds one is refused unless
+it is trusted (`study.files.load_study`), and names that are read from a store are never made.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -80,6 +85,9 @@ def make(name: str, length: int, batch_size: int) -> tuple[Any, tuple[Any, ...],
 
 def _load(name: str) -> Callable[..., Any]:
     module, _, path = name.partition(":")
+    # Last, so that nothing there takes the place of an installed library.
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
     try:
         found: Any = importlib.import_module(module)
         for part in path.split("."):

@@ -1,19 +1,23 @@
-"""Study files (YAML): checked against a schema, turned into a frozen specification."""
+"""Study files (YAML): checked against a schema, turned into a frozen specification.
+
+A study file is data, of whomever it comes: code that it names runs only for a person who says so.
+"""
 
 from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from tippingpoint.errors import InputError, TippingPointError
 from tippingpoint.models.components import Label, parse_patterns
+from tippingpoint.models.own import is_own
 from tippingpoint.study.presets import COMPARISONS, PRESETS
 from tippingpoint.units import parse_duration, parse_fraction
 from tippingpoint.workload import METRICS, PHASES, Study, Subject, check_affinity
+from tippingpoint.yaml_files import read_yaml
 
 _Subject = Annotated[Subject, BeforeValidator(Subject.parse)]
 _Duration = Annotated[float, BeforeValidator(parse_duration)]
@@ -60,29 +64,6 @@ class StudyFile(BaseModel):
         return Study(**fields)
 
 
-def read_yaml(path: str | PathLike[str], what: str, hint: str = "") -> Any:
-    """Return what a YAML file holds: plain data, from which no code runs.
-
-    Args:
-        path: The file.
-        what: What it is for, for the error message: "study".
-        hint: What else to say where it cannot be read.
-
-    Raises:
-        InputError: If it cannot be read, or is no YAML.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read the {what} {str(path)!r} ({reason}){hint}") from error
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-
-
 def load_components(path: str | PathLike[str]) -> dict[str, Label]:
     """Return a person's own names of a model's parts, from a YAML file; see `parse_patterns`.
 
@@ -95,19 +76,26 @@ def load_components(path: str | PathLike[str]) -> dict[str, Label]:
         raise InputError(f"{path}: {error}" if str(path) not in str(error) else str(error)) from error
 
 
-def load_study(path: str | PathLike[str]) -> Study:
+def load_study(path: str | PathLike[str], *, trust_code: bool = False) -> Study:
     """Return the study a YAML file describes.
 
+    Args:
+        path: The file.
+        trust_code: Whether its subjects may be `package.module:callable`, code that runs when they are measured.
+
     Raises:
-        InputError: If the file cannot be read, is no YAML, or a key is unknown or wrong; the message gives
-            the path to the key.
+        InputError: If the file cannot be read, is no YAML, a key is unknown or wrong (the message gives the path to
+            the key), or it names code that was not allowed.
     """
     path = Path(path)
     content = read_yaml(path, "study", f"; expected a YAML file or one of {', '.join((*PRESETS, *COMPARISONS))}")
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold keys such as name, modality, baselines, variants, lengths")
     try:
-        return StudyFile.model_validate(content).study()
+        study = StudyFile.model_validate(content).study()
+        if not trust_code:
+            _refuse_code(study)
+        return study
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -118,3 +106,13 @@ def load_study(path: str | PathLike[str]) -> Study:
         raise InputError(f"{path}: {place}: {message}") from error
     except TippingPointError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def _refuse_code(study: Study) -> None:
+    """Raise the error that says what code a study would run, if it would run any."""
+    named = [str(subject) for subject in study.subjects if is_own(subject.architecture)]
+    if named:
+        raise InputError(
+            f"it names code to import and call ({', '.join(named)}), which runs with your rights; if you trust the "
+            "file and that code, allow it by --trust-code (trust_code=True)"
+        )
