@@ -10,7 +10,8 @@ from tippingpoint import compare
 from tippingpoint.measurement import BEST_BATCH, Outcome
 from tippingpoint.report.compare import changes_tables
 from tippingpoint.store import Store
-from tippingpoint.study.run import pair_study, read_known, resolve_study
+from tippingpoint.study.ledger import read_known
+from tippingpoint.study.run import pair_study, resolve_study
 
 NEWER = replace(ENVIRONMENT, torch="2.14.0")
 LOCAL = "bert@local:num_global=16,window=128"

@@ -4,6 +4,7 @@ from tippingpoint.errors import InputError
 from tippingpoint.models.build import make_config
 from tippingpoint.models.catalog import algorithmic_flops, architecture_of, is_vanilla
 from tippingpoint.models.flops import attend, linear
+from tippingpoint.study.ledger import study_key
 from tippingpoint.study.presets import (
     COMPARISONS,
     MATCHED_POSITIONS,
@@ -12,7 +13,7 @@ from tippingpoint.study.presets import (
     all_presets,
     preset,
 )
-from tippingpoint.study.run import resolve_study, study_key
+from tippingpoint.study.run import resolve_study
 from tippingpoint.units import MODALITIES, format_length
 from tippingpoint.workload import PHASES, Study, Subject, Workload
 

@@ -16,9 +16,10 @@ from tippingpoint.data import LengthData
 from tippingpoint.errors import AnswerError, InputError, StoreError
 from tippingpoint.measurement import Failure, Measurement
 from tippingpoint.store import Store, StoredSession
+from tippingpoint.study.ledger import study_key
 from tippingpoint.study.presets import PRESETS
 from tippingpoint.study.recommend import recommend
-from tippingpoint.study.run import StudyResult, find_tipping_point, pair_study, run_study, study_key
+from tippingpoint.study.run import StudyResult, find_tipping_point, pair_study, run_study
 from tippingpoint.workload import METRICS, PHASES, Study, Subject
 
 PAIRS = {

@@ -10,8 +10,9 @@ from tippingpoint.analysis.tipping_point import TippingPoint, tipping_point
 from tippingpoint.measurement import Failure
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.store import Store
+from tippingpoint.study.ledger import read_known
 from tippingpoint.study.presets import PRESETS
-from tippingpoint.study.run import read_known, resolve_study
+from tippingpoint.study.run import resolve_study
 from tippingpoint.study.search import SCREENING_LAYERS, Known, Step, can_screen, needed_s, next_step, pairs
 from tippingpoint.workload import METRICS, PHASES, Study, Subject
 

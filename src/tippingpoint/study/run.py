@@ -5,23 +5,23 @@ Everything it knows is in the store, so a study that was killed goes on by being
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any
+from typing import Any, Protocol
 
 from tippingpoint.analysis.tipping_point import TippingPoint, tipping_point
 from tippingpoint.errors import AnswerError, InputError
-from tippingpoint.measurement import Environment, Measurement, Outcome, is_best_batch, session_root
+from tippingpoint.measurement import Environment, Measurement, Outcome, session_root
 from tippingpoint.models.catalog import architecture_of, check_subject, modality_of
 from tippingpoint.profiling.device import now
-from tippingpoint.profiling.memory import activation_bytes
 from tippingpoint.profiling.process import WorkerProcess
 from tippingpoint.profiling.session import Effort, default_threads, measure_together, screen
 from tippingpoint.store import Store, StoredSession, open_store
+from tippingpoint.study.comparisons import comparisons
+from tippingpoint.study.ledger import known_from, memory_points, seconds_spent, sessions_of, study_key
 from tippingpoint.study.search import (
     SCREENING_LAYERS,
     Known,
@@ -35,6 +35,8 @@ from tippingpoint.units import format_length, format_percent, format_seconds
 from tippingpoint.workload import Study, Subject
 
 logger = logging.getLogger(__name__)
+
+Progress = Callable[[str], None]
 
 # A single answer of a worker is waited for twice the remaining budget, between these bounds (seconds).
 _TIMEOUT_BOUNDS_S = (120.0, 3600.0)
@@ -94,30 +96,70 @@ def resolve_study(study: Study) -> Study:
     )
 
 
-def study_key(study: Study) -> str:
-    """Return the name under which a study's time is counted: its own, and what it measures.
+class Machine(Protocol):
+    """What measures the steps of a search."""
 
-    A larger budget, a finer precision or other metrics go on with the same study.
+    def environment(self, study: Study) -> Environment:
+        """Return where a study would be measured.
+
+        Raises:
+            InputError: If it is not where the study asks to be measured.
+        """
+        ...
+
+    def measure(
+        self, study: Study, step: Step, known: Known, remaining_s: float, progress: Progress
+    ) -> tuple[Sequence[Outcome], float]:
+        """Measure one session; return its outcomes and the seconds it took."""
+        ...
+
+
+class ThisMachine:
+    """The machine at hand; see `Machine`."""
+
+    def environment(self, study: Study) -> Environment:
+        """Return the environment of a worker of the study."""
+        assert study.threads is not None, "threads were resolved"
+        with WorkerProcess(
+            study.device, study.threads, affinity=study.affinity, timeout_s=_TIMEOUT_BOUNDS_S[0]
+        ) as worker:
+            environment = worker.environment
+        check_place(study, environment)
+        return environment
+
+    def measure(
+        self, study: Study, step: Step, known: Known, remaining_s: float, progress: Progress
+    ) -> tuple[Sequence[Outcome], float]:
+        """Measure one session in workers of their own."""
+        begin = now()
+        outcomes = _measure(study, step, known, remaining_s, progress)
+        return outcomes, now() - begin
+
+
+def check_place(study: Study, environment: Environment) -> None:
+    """Refuse a machine that is not of the kind that a study asks for.
+
+    Raises:
+        InputError: If it is not.
     """
-    parts = (
-        study.subjects,
-        study.baselines,
-        study.phases,
-        study.device,
-        study.dtype,
-        study.threads,
-        study.size,
-        study.compiled,
-        study.affinity,
-    )
-    batches = (study.batch_size,) if study.batch_budget is None else ("budget", study.batch_budget)
-    batches += ("padded",) * study.padded
-    digest = hashlib.sha256(repr((*parts, *batches)).encode()).hexdigest()[:8]
-    return f"{study.name} {digest}"
+    place = study.place
+    if place is None:
+        return
+    assert place.cores is not None, "a place knows its cores"
+    if environment.cores < place.cores:
+        raise InputError(
+            f"the study asks for {place.cores} CPU cores, and {environment.cores} may be used here; name fewer in "
+            "`device`, or run it with `--on ray` where there are more"
+        )
+    if place.device != "cpu" and place.kind.lower() not in ("cuda", *environment.device_name.lower().split()):
+        raise InputError(
+            f"the study asks for {place.kind}, and the GPU here is {environment.device_name}; name that in `device`, "
+            f"or run it with `--on ray` on a cluster that has {place.kind}"
+        )
 
 
 def run_study(
-    study: Study, store: Store, *, label: str = "", progress: Callable[[str], None] | None = None
+    study: Study, store: Store, *, label: str = "", progress: Progress | None = None, machine: Machine | None = None
 ) -> StudyResult:
     """Measure a study within its budget, or go on with one that was interrupted.
 
@@ -127,40 +169,66 @@ def run_study(
         label: What to call this run, such as "before". Only outcomes and time of runs with the same label count
             then, so that a study can be measured again in one store.
         progress: Called with one line at a time.
+        machine: What measures; the one at hand by default.
 
     Returns:
         Everything known at the end.
 
     Raises:
-        InputError: If the study is not legal.
+        InputError: If the study is not legal, or asks for another kind of machine.
         StoreError: If results cannot be written.
         AnswerError: If not a single workload could be measured.
     """
     say = progress or (lambda line: logger.info("%s", line))
+    machine = machine or ThisMachine()
     study = resolve_study(study)
-    key = study_key(study)
-    assert study.threads is not None
     say("starting the measuring process")
-    with WorkerProcess(
-        study.device, study.threads, affinity=study.affinity, timeout_s=_TIMEOUT_BOUNDS_S[0]
-    ) as worker:
-        environment = worker.environment
+    environment = machine.environment(study)
+    for part in comparisons(study):
+        for outcomes, seconds in search(part, store, environment, machine, label=label, say=say):
+            store.add(outcomes, study=study_key(part), seconds=seconds, label=label)
+    result = collect(study, store, environment, label)
+    check_measured(result.outcomes)
+    return result
+
+
+def check_measured(outcomes: Sequence[Outcome]) -> None:
+    """Refuse an answer that would rest on nothing.
+
+    Raises:
+        AnswerError: If no outcome is a measurement.
+    """
+    if not any(isinstance(outcome, Measurement) for outcome in outcomes):
+        reasons = "; ".join(sorted({str(outcome).replace("\n ", ":") for outcome in outcomes}))
+        raise AnswerError(f"nothing could be measured: {reasons or 'no length was legal'}")
+
+
+def search(
+    study: Study, store: Store, environment: Environment, machine: Machine, *, label: str = "", say: Progress
+) -> Iterator[tuple[Sequence[Outcome], float]]:
+    """Measure one session after the other until the budget ends or nothing is left.
+
+    Args:
+        study: With subjects resolved.
+        store: What is known; whoever asks for the next session has put this one there.
+        environment: Where it is measured.
+        machine: What measures.
+        label: What to call this run.
+        say: Called with one line at a time.
+
+    Yields:
+        The outcomes of a session, and the seconds it took.
+    """
     while True:
-        known = read_known(study, store, environment, label)
-        spent = _seconds_spent(store, key, label)
+        everywhere = sessions_of(study, store, label=label)
+        spent = seconds_spent(study, everywhere)
+        known = known_from(study, everywhere, environment)
         remaining = study.budget_s - spent
         step = next_step(study, known, remaining)
         if step is None:
-            break
+            return
         say(_announce(study, step, spent))
-        begin = now()
-        outcomes = _measure(study, step, known, remaining, lambda line: say(f"    {line}"))
-        store.add(outcomes, study=key, seconds=now() - begin, label=label)
-    result = collect(study, store, environment, label)
-    if not any(isinstance(outcome, Measurement) for outcome in result.outcomes):
-        reasons = "; ".join(sorted({str(outcome).replace("\n ", ":") for outcome in result.outcomes}))
-        raise AnswerError(f"nothing could be measured: {reasons or 'no length was legal'}")
-    return result
+        yield machine.measure(study, step, known, remaining, lambda line: say(f"    {line}"))
 
 
 def _measure(
@@ -180,14 +248,14 @@ def _measure(
     ]
     if step.purpose == "screening":
         # What a shallow model holds at once does not grow with its depth, but for training.
-        points = [_memory_points(study, workload.subject, step.phase, known) for workload in workloads]
+        points = [memory_points(study, workload.subject, step.phase, known) for workload in workloads]
         return screen(workloads, effort=effort, known=points, progress=progress)
     return measure_together(
         workloads,
         baselines=sum(subject in study.baselines for subject in step.subjects),
         effort=effort,
         largest_batches=step.largest_batches if "throughput" in study.metrics and not step.brief else None,
-        known=[_memory_points(study, subject, step.phase, known) for subject in step.subjects],
+        known=[memory_points(study, subject, step.phase, known) for subject in step.subjects],
         progress=progress,
     )
 
@@ -201,8 +269,20 @@ def collect(study: Study, store: Store, environment: Environment, label: str = "
         environment: Only outcomes from there count.
         label: Only outcomes of runs with it count, if it is not empty.
     """
-    sessions = _sessions(store, environment, label)
-    known = _known(study, sessions)
+    found = [_collect(part, store, environment, label) for part in comparisons(study)]
+    return replace(
+        found[0],
+        study=study,
+        outcomes=tuple(dict.fromkeys(outcome for result in found for outcome in result.outcomes)),
+        tipping_points=tuple(point for result in found for point in result.tipping_points),
+        seconds=sum(result.seconds for result in found),
+        complete=all(result.complete for result in found),
+    )
+
+
+def _collect(study: Study, store: Store, environment: Environment, label: str) -> StudyResult:
+    sessions = sessions_of(study, store, environment, label)
+    known = known_from(study, sessions)
     points = tuple(
         _with_evidence(
             tipping_point(
@@ -228,7 +308,7 @@ def collect(study: Study, store: Store, environment: Environment, label: str = "
         environment=environment,
         outcomes=known.outcomes,
         tipping_points=points,
-        seconds=_seconds_spent(store, study_key(study), label),
+        seconds=seconds_spent(study, sessions_of(study, store, label=label)),
         complete=next_step(study, known, math.inf) is None,
     )
 
@@ -404,53 +484,6 @@ def pair_study(
         lengths=lengths,
         **options,
     )
-
-
-def read_known(study: Study, store: Store, environment: Environment, label: str = "") -> Known:
-    """Return what a store knows that bears on a study: the same subjects under the same conditions.
-
-    With a label, only runs that are called so count.
-    """
-    return _known(study, _sessions(store, environment, label))
-
-
-def _sessions(store: Store, environment: Environment | None, label: str) -> list[StoredSession]:
-    """Return the sessions of runs with a label, or of all; with an environment, only what was measured there."""
-    sessions = store.sessions(environment=environment and environment.fingerprint)
-    return [session for session in sessions if label in ("", session.label)]
-
-
-def _known(study: Study, sessions: Sequence[StoredSession]) -> Known:
-    found = [outcome for session in sessions for outcome in session.outcomes]
-    return Known(
-        tuple(outcome for outcome in found if _belongs(study, outcome, (None,))),
-        tuple(outcome for outcome in found if _belongs(study, outcome, SCREENING_LAYERS)),
-    )
-
-
-def _belongs(study: Study, outcome: Outcome, layers: tuple[int | None, ...]) -> bool:
-    """Whether an outcome is of a study's subjects, with some depth, at the study's batch size or at the best one."""
-    workload = outcome.workload
-    if workload.subject not in study.subjects or workload.phase not in study.phases or workload.layers not in layers:
-        return False
-    same = study.workload(workload.subject, workload.length, workload.phase).replace(layers=workload.layers)
-    return workload == (same.replace(batch_size=workload.batch_size) if is_best_batch(outcome) else same)
-
-
-def _memory_points(study: Study, subject: Subject, phase: str, known: Known) -> list[tuple[int, int]]:
-    return [
-        (outcome.positions, activation_bytes(outcome.workload, outcome.memory, outcome.parameters))
-        for outcome in known.outcomes
-        if isinstance(outcome, Measurement)
-        and outcome.memory
-        and (outcome.workload.subject, outcome.workload.phase) == (subject, phase)
-        and outcome.workload.batch_size == study.batch_size_at(outcome.workload.length)
-    ]
-
-
-def _seconds_spent(store: Store, key: str, label: str) -> float:
-    """Return what a study has taken so far, wherever it was measured."""
-    return sum(session.seconds for session in _sessions(store, None, label) if session.study == key)
 
 
 def _announce(study: Study, step: Step, spent_s: float) -> str:
