@@ -27,6 +27,8 @@ from tippingpoint.profiling.hardware import (
 
 _PACKAGE = Path(__file__).parents[1]
 _LIBRARIES = ("numpy", "safetensors", "tokenizers")
+# Set while this process holds a place that it was given: on which of the machine's cores it is held, is chance.
+HELD_VARIABLE = "TIPPINGPOINT_HELD"
 _THREAD_SETTING = re.compile(r"(OMP|MKL|KMP|GOMP)_\w+|OPENBLAS_NUM_THREADS")
 # What to look for in PyTorch's own account of how it was built, and what to call it.
 _BUILD = (
@@ -102,7 +104,7 @@ def read_environment(device: str, threads: int) -> Environment:
         cpu_capability=known.cpu_capability,
         driver=driver,
         float32_matmul_precision=torch.get_float32_matmul_precision(),
-        affinity=pinned_cores(),
+        affinity=() if HELD_VARIABLE in os.environ else pinned_cores(),
         caches=caches(),
         governor=governor(),
         virtualization=virtualization(),

@@ -36,12 +36,17 @@ _NEVER_FOLLOWED = os.O_NOFOLLOW | os.O_CLOEXEC
 _held = threading.local()
 
 
+class BusyError(TippingPointError):
+    """Another process measures there."""
+
+
 @contextmanager
 def exclusively(
     device: str,
     cores: Iterable[int] | None = None,
     *,
     share_socket: bool = False,
+    wait: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> Iterator[None]:
     """Have a device, and the CPU sockets of some cores, to oneself; wait until they are free.
@@ -54,9 +59,11 @@ def exclusively(
         cores: That are computed on; None means all this process may use.
         share_socket: Whether other measurements on GPUs may share the sockets meanwhile; for a GPU only. Measurements
             on the CPU have a socket alone in any case.
+        wait: Whether to wait for what is not free.
         progress: Gets one line if something is not free.
 
     Raises:
+        BusyError: If something is not free, and is not to be waited for.
         InputError: If a call around this one does not hold all of what is asked for.
         TippingPointError: If there is no usable folder for locks.
     """
@@ -72,7 +79,7 @@ def exclusively(
         yield
         return
     with ExitStack() as stack:
-        say = _once(progress or (lambda line: logger.info("%s", line)))
+        say = _once(progress or (lambda line: logger.info("%s", line))) if wait else _refuse
         folder = _folder()
         # Everybody locks in the same order (GPUs first, as sockets serve many), so that none waits in a circle.
         for name in sorted(names):
@@ -96,6 +103,10 @@ def _names(device: str, cores: Iterable[int] | None) -> frozenset[str]:
 
 def _spoken(names: Iterable[str]) -> str:
     return ", ".join(name.replace("gpu-", "GPU ").replace("socket-", "socket ") for name in sorted(names))
+
+
+def _refuse(name: str) -> None:
+    raise BusyError(f"another measurement is running on this machine ({_spoken([name])})")
 
 
 def _once(progress: Callable[[str], None]) -> Callable[[str], None]:

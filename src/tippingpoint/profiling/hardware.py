@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -81,6 +82,25 @@ def sockets(cores: Iterable[int] | None = None, root: Path = ROOT) -> tuple[int,
     places = {read(root / f"sys/devices/system/cpu/cpu{core}/topology/physical_package_id") for core in cores}
     # Some machines say -1 of every core.
     return tuple(sorted({int(place) if place.isdigit() else 0 for place in places})) or (0,)
+
+
+def cores_by_socket(root: Path = ROOT) -> list[tuple[int, ...]]:
+    """Return the cores this process may run on, socket by socket; hardware threads of one core stand far apart.
+
+    The first cores of a socket then share nothing but the socket, as far as there are as many.
+
+    Args:
+        root: Of the file system that is read.
+    """
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    found: dict[int, list[tuple[int, int]]] = {}
+    seen: Counter[tuple[int, str]] = Counter()
+    for core in allowed:
+        (socket,) = sockets([core], root)
+        same = (socket, read(root / f"sys/devices/system/cpu/cpu{core}/topology/core_id") or f"cpu{core}")
+        found.setdefault(socket, []).append((seen[same], core))
+        seen[same] += 1
+    return [tuple(core for _, core in sorted(cores)) for _, cores in sorted(found.items())]
 
 
 def cpu_model(root: Path = ROOT) -> str:

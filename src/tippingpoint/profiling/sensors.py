@@ -15,6 +15,8 @@ _HARDWARE_SLOWDOWN = 0x08
 _SOFTWARE_THERMAL = 0x20
 _HARDWARE_THERMAL = 0x40
 _POWER_BRAKE = 0x80
+# Bits of a word of the driver's sets of cores.
+_WORD = 64
 SLOWED = _HARDWARE_SLOWDOWN | _SOFTWARE_THERMAL | _HARDWARE_THERMAL | _POWER_BRAKE
 
 
@@ -33,6 +35,13 @@ class Gpu:
     def uuid(self) -> str:
         """Return the name that no other GPU has."""
         return str(self._ask("nvmlDeviceGetUUID") or "")
+
+    def near_cores(self) -> tuple[int, ...]:
+        """Return the CPU cores that are nearest to it; none where this GPU does not tell."""
+        words = self._ask("nvmlDeviceGetCpuAffinity", -(-(os.cpu_count() or 1) // _WORD)) or ()
+        return tuple(
+            number * _WORD + bit for number, word in enumerate(words) for bit in range(_WORD) if int(word) >> bit & 1
+        )
 
     def clock_hz(self) -> float | None:
         """Return the clock of the multiprocessors."""
@@ -90,6 +99,19 @@ def gpu_uuid(device_name: str) -> str:
     """
     gpu = open_gpu(device_name)
     return gpu.uuid() if isinstance(gpu, Gpu) else ""
+
+
+def gpu_cores(device_name: str) -> tuple[int, ...]:
+    """Return the CPU cores nearest to a GPU that this process may run on; none where the driver does not tell."""
+    gpu = open_gpu(device_name)
+    near = gpu.near_cores() if isinstance(gpu, Gpu) else ()
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
+    return tuple(core for core in near if core in allowed)
+
+
+def gpu_number(device_name: str) -> str:
+    """Return by what the driver knows a CUDA device: its number, or its UUID."""
+    return str(_name(device_name))
 
 
 def _name(device_name: str) -> int | str:

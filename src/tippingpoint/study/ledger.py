@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from tippingpoint.measurement import Environment, Measurement, Outcome, is_best_batch
 from tippingpoint.profiling.memory import activation_bytes
@@ -36,19 +37,25 @@ def study_key(study: Study) -> str:
     return f"{study.name} {digest}"
 
 
-def sessions_of(
-    study: Study, store: Store, environment: Environment | None = None, label: str = ""
-) -> list[StoredSession]:
-    """Return the sessions that bear on a study, oldest first.
+def sessions_of(study: Study, store: Store, label: str = "") -> list[StoredSession]:
+    """Return the sessions that bear on a study, wherever they were measured, oldest first.
 
     Args:
         study: With subjects resolved.
         store: Where they are.
-        environment: Only what was measured there.
         label: Only runs that are called so, if it is not empty.
     """
-    found = store.sessions(environment=environment and environment.fingerprint)
-    return [session for session in found if label in ("", session.label) and bears_on(study, session)]
+    return [session for session in store.sessions() if label in ("", session.label) and bears_on(study, session)]
+
+
+def measured_in(sessions: Iterable[StoredSession], environment: Environment) -> list[StoredSession]:
+    """Return sessions with only those outcomes that were measured in an environment."""
+    wanted, found = environment.fingerprint, []
+    for session in sessions:
+        own = tuple(outcome for outcome in session.outcomes if outcome.environment.fingerprint == wanted)
+        if own:
+            found.append(session if own == session.outcomes else replace(session, outcomes=own))
+    return found
 
 
 def bears_on(study: Study, session: StoredSession) -> bool:
@@ -61,15 +68,9 @@ def bears_on(study: Study, session: StoredSession) -> bool:
     return subjects.issuperset(study.subjects) if study.apart else not subjects.isdisjoint(study.subjects)
 
 
-def known_from(study: Study, sessions: Iterable[StoredSession], environment: Environment | None = None) -> Known:
-    """Return what sessions tell a study: the same subjects under the same conditions, and in one environment."""
-    wanted = environment and environment.fingerprint
-    found = [
-        outcome
-        for session in sessions
-        for outcome in session.outcomes
-        if wanted in (None, outcome.environment.fingerprint)
-    ]
+def known_from(study: Study, sessions: Iterable[StoredSession]) -> Known:
+    """Return what sessions tell a study: the same subjects under the same conditions."""
+    found = [outcome for session in sessions for outcome in session.outcomes]
     return Known(
         tuple(outcome for outcome in found if _belongs(study, outcome, (None,))),
         tuple(outcome for outcome in found if _belongs(study, outcome, SCREENING_LAYERS)),
@@ -77,8 +78,8 @@ def known_from(study: Study, sessions: Iterable[StoredSession], environment: Env
 
 
 def read_known(study: Study, store: Store, environment: Environment, label: str = "") -> Known:
-    """Return what a store knows that bears on a study; see `sessions_of` and `known_from`."""
-    return known_from(study, sessions_of(study, store, environment, label))
+    """Return what a store knows that bears on a study and was measured in an environment."""
+    return known_from(study, measured_in(sessions_of(study, store, label), environment))
 
 
 def _belongs(study: Study, outcome: Outcome, layers: tuple[int | None, ...]) -> bool:

@@ -17,11 +17,12 @@ from tippingpoint.errors import AnswerError, InputError
 from tippingpoint.measurement import Environment, Measurement, Outcome, session_root
 from tippingpoint.models.catalog import architecture_of, check_subject, modality_of
 from tippingpoint.profiling.device import now
+from tippingpoint.profiling.exclusive import exclusively
 from tippingpoint.profiling.process import WorkerProcess
 from tippingpoint.profiling.session import Effort, default_threads, measure_together, screen
 from tippingpoint.store import Store, StoredSession, open_store
 from tippingpoint.study.comparisons import comparisons
-from tippingpoint.study.ledger import known_from, memory_points, seconds_spent, sessions_of, study_key
+from tippingpoint.study.ledger import known_from, measured_in, memory_points, seconds_spent, sessions_of, study_key
 from tippingpoint.study.search import (
     SCREENING_LAYERS,
     Known,
@@ -131,9 +132,12 @@ class ThisMachine:
         self, study: Study, step: Step, known: Known, remaining_s: float, progress: Progress
     ) -> tuple[Sequence[Outcome], float]:
         """Measure one session in workers of their own."""
-        begin = now()
-        outcomes = _measure(study, step, known, remaining_s, progress)
-        return outcomes, now() - begin
+        shared = study.place is not None and study.place.share_socket
+        with exclusively(study.device, study.affinity, share_socket=shared, progress=progress):
+            # Waiting for others is no part of the budget.
+            begin = now()
+            outcomes = _measure(study, step, known, remaining_s, progress)
+            return outcomes, now() - begin
 
 
 def check_place(study: Study, environment: Environment) -> None:
@@ -222,7 +226,7 @@ def search(
     while True:
         everywhere = sessions_of(study, store, label=label)
         spent = seconds_spent(study, everywhere)
-        known = known_from(study, everywhere, environment)
+        known = known_from(study, measured_in(everywhere, environment))
         remaining = study.budget_s - spent
         step = next_step(study, known, remaining)
         if step is None:
@@ -269,7 +273,12 @@ def collect(study: Study, store: Store, environment: Environment, label: str = "
         environment: Only outcomes from there count.
         label: Only outcomes of runs with it count, if it is not empty.
     """
-    found = [_collect(part, store, environment, label) for part in comparisons(study)]
+    found = [answer(part, sessions_of(part, store, label=label), environment) for part in comparisons(study)]
+    return merge_results(study, found)
+
+
+def merge_results(study: Study, found: Sequence[StudyResult]) -> StudyResult:
+    """Return as one what the parts of a study found in one environment."""
     return replace(
         found[0],
         study=study,
@@ -280,9 +289,16 @@ def collect(study: Study, store: Store, environment: Environment, label: str = "
     )
 
 
-def _collect(study: Study, store: Store, environment: Environment, label: str) -> StudyResult:
-    sessions = sessions_of(study, store, environment, label)
-    known = known_from(study, sessions)
+def answer(study: Study, sessions: Sequence[StoredSession], environment: Environment) -> StudyResult:
+    """Return what sessions tell of a study.
+
+    Args:
+        study: One that is searched as a whole, with subjects resolved.
+        sessions: Those that bear on it, wherever they were measured.
+        environment: Only outcomes from there count.
+    """
+    here = measured_in(sessions, environment)
+    known = known_from(study, here)
     points = tuple(
         _with_evidence(
             tipping_point(
@@ -308,7 +324,7 @@ def _collect(study: Study, store: Store, environment: Environment, label: str) -
         environment=environment,
         outcomes=known.outcomes,
         tipping_points=points,
-        seconds=seconds_spent(study, sessions_of(study, store, label=label)),
+        seconds=seconds_spent(study, sessions),
         complete=next_step(study, known, math.inf) is None,
     )
 
