@@ -72,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    sys.stderr.write(f"error: {message}\n")
+    from tippingpoint.report.visible import visible
+
+    sys.stderr.write(f"error: {visible(message)}\n")
     return code
 
 
@@ -86,6 +88,8 @@ def _log_everything() -> None:
 
 def run() -> None:
     """Run the command line and leave the process."""
+    from tippingpoint.report.visible import visible
+
     # Where in the code a warning was made tells its reader nothing.
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {visible(str(message))}\n"
     sys.exit(main())

@@ -57,8 +57,10 @@ def method_of(tokenizer: str | None) -> str:
 
 
 def _is_local(name: str) -> bool:
+    """Return whether a path is meant: in a folder that is here too, where a slip must not become a download."""
     looks_like_path = name.startswith((".", "/", "~")) or name.endswith(".json") or name.count("/") > 1
-    return looks_like_path or os.path.exists(os.path.expanduser(name))
+    folder = os.path.dirname(name)
+    return looks_like_path or os.path.exists(os.path.expanduser(name)) or (folder != "" and os.path.isdir(folder))
 
 
 def load_tokenizer(name: str) -> Counter:
@@ -138,8 +140,9 @@ def _open_tokenizer(source: str, name: str, *, local: bool) -> Any:
                 raise
             tokenizer = load()
     except Exception as error:  # network, file and format errors of three libraries
+        reason = "it comes with code of its own, which is never run" if "trust_remote_code" in str(error) else error
         raise DataError(
-            f"the tokenizer {name!r} cannot be loaded ({shorten(str(error), 200)}); give a local folder or a "
+            f"the tokenizer {name!r} cannot be loaded ({shorten(str(reason), 200)}); give a local folder or a "
             "tokenizer.json file, check the model id and the network, or leave it out for an estimate"
         ) from error
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,12 +53,16 @@ COMPANIONS = (
     "LICENSE*",
     "NOTICE*",
 )
+# Far above what any checkpoint needs.
+_LARGEST_JSON = 2**26
+_MOST_LAYERS = 10_000
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 # What a configuration may ask for beyond the model itself: code of strangers, other files, kernels from elsewhere.
 _NOT_FOLLOWED = frozenset(
     {
         "auto_map",
+        "backbone",
         "attn_implementation",
         "_attn_implementation",
         "_attn_implementation_internal",
@@ -84,7 +89,8 @@ def find_folder(checkpoint: str | os.PathLike[str]) -> Path:
     if path.exists():
         raise InputError(f"a checkpoint is a folder with {CONFIG} and {_WEIGHTS}, and {str(checkpoint)!r} is a file")
     name = os.fspath(checkpoint)
-    if not _HUB_ID.fullmatch(name):
+    # In a folder that is here, a path was meant: a slip of the pen must not become a download.
+    if not _HUB_ID.fullmatch(name) or path.parent.is_dir():
         raise InputError(
             f"there is no folder {name!r}; give one with {CONFIG} and {_WEIGHTS}, or a hub id OWNER/NAME"
         )
@@ -119,7 +125,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         InputError: If there is none.
-        DataError: If it is not a JSON object that names a model type.
+        DataError: If it is not a JSON object that names a model type, or has absurdly many layers.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -127,13 +133,18 @@ def read_config(folder: Path) -> dict[str, Any]:
     values = _read_json(path)
     if not isinstance(values.get("model_type"), str):
         raise DataError(f"{str(path)!r} names no model_type (such as 'hubert'), so it does not say what to build")
+    for key, value in values.items():
+        if "layers" in key and isinstance(value, int) and value > _MOST_LAYERS:
+            raise DataError(f"{str(path)!r} asks for {value:,} layers in {key!r}; no model has over {_MOST_LAYERS:,}")
     return _cleaned(values)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise DataError(f"{str(path)!r} is over {format_bytes(_LARGEST_JSON)}, too large for what it should hold")
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{str(path)!r} cannot be read as JSON: {error}") from error
     if not isinstance(values, dict):
         raise DataError(f"{str(path)!r} must hold a JSON object, and holds a {type(values).__name__}")
@@ -143,7 +154,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _cleaned(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _cleaned(item) for key, item in value.items() if key not in _NOT_FOLLOWED}
-    return value
+    return [_cleaned(item) for item in value] if isinstance(value, list) else value
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -181,13 +192,17 @@ def _no_weights(folder: Path) -> InputError:
     pickled = [name for name in _PICKLED if (folder / name).is_file()]
     if not pickled:
         return InputError(f"{str(folder)!r} holds no weights; expected {_WEIGHTS}, or its parts with {_INDEX}")
+    # Quoted, for Python and for a shell: the line may be copied, and the folder's name may be a stranger's.
+    here, config, there = (
+        json.dumps(f"{folder}{end}", ensure_ascii=False) for end in ("", f"/{CONFIG}", "-safetensors")
+    )
     code = (
-        f"import transformers, json; name = json.load(open('{folder}/{CONFIG}'))['architectures'][0]; "
-        f"getattr(transformers, name).from_pretrained('{folder}').save_pretrained('{folder}-safetensors')"
+        f'import transformers, json; name = json.load(open({config}))["architectures"][0]; '
+        f"getattr(transformers, name).from_pretrained({here}).save_pretrained({there})"
     )
     return InputError(
-        f"{str(folder)!r} holds pickled weights ({pickled[0]}), which can run code when they are opened; if you "
-        f'trust them, write safetensors once: python -c "{code}"'
+        f"{str(folder)!r} holds pickled weights ({pickled[0]}), which can run code when they are opened; if you trust "
+        f"them, write safetensors once: python -c {shlex.quote(code)}"
     )
 
 

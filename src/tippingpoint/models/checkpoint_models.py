@@ -25,6 +25,7 @@ from tippingpoint.errors import DataError, InputError, UnsupportedError
 # Parameters that the library itself leaves out of published checkpoints: used by a training step alone.
 _TRAINING_ONLY = ("masked_spec_embed",)
 _SHOWN = 3
+_NO_CODE = "code that comes with a checkpoint (its auto_map) is never run"
 
 
 class Opened(NamedTuple):
@@ -58,7 +59,7 @@ def make_model(
     """
     config, model_class = _find_class(folder, values)
     try:
-        with quiet_library():
+        with quiet_library(), _without_network():
             # Weights alone are handed over: given the folder, the library would look for adapters and more.
             loaded: Any = model_class.from_pretrained(
                 None,
@@ -84,12 +85,12 @@ def _find_class(folder: Path, values: Mapping[str, Any]) -> tuple[PretrainedConf
     version = f"transformers {transformers.__version__}"
     if name not in transformers.CONFIG_MAPPING:
         nearest = difflib.get_close_matches(name, transformers.CONFIG_MAPPING, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else "code that comes with a checkpoint is never run"
+        hint = f"did you mean {nearest[0]!r}?" if nearest else _NO_CODE
         raise InputError(f"{str(folder)!r} is of model type {name!r}, which {version} does not know; {hint}")
     if values.get("quantization_config"):
         raise UnsupportedError(f"the weights in {str(folder)!r} are quantized; give the checkpoint as it was before")
     try:
-        with quiet_library():
+        with quiet_library(), _without_network():
             config = transformers.CONFIG_MAPPING[name].from_dict(dict(values))
     except Exception as error:
         reason = shorten(str(error), 300)
@@ -100,10 +101,7 @@ def _find_class(folder: Path, values: Mapping[str, Any]) -> tuple[PretrainedConf
     named = wanted[0] if isinstance(wanted, list) else wanted
     found = getattr(transformers, named, None) if isinstance(named, str) else None
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
-        raise InputError(
-            f"{str(folder)!r} is of the class {named!r}, which {version} does not have; code that comes with a "
-            "checkpoint is never run"
-        )
+        raise InputError(f"{str(folder)!r} is of the class {named!r}, which {version} does not have; {_NO_CODE}")
     if found.config_class is None or not isinstance(config, found.config_class):
         raise DataError(f"the config.json in {str(folder)!r} names {named}, which is no model of type {name!r}")
     return config, found
@@ -189,3 +187,16 @@ def quiet_library() -> Iterator[None]:
         if bars:
             with warnings.catch_warnings(action="ignore"):  # it warns where the environment forbids some of them
                 library_logging.enable_progress_bar()
+
+
+@contextmanager
+def _without_network() -> Iterator[None]:
+    """Keep the library from asking the hub, which a configuration can make it do."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

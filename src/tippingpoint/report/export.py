@@ -18,12 +18,11 @@ from tippingpoint.report.contents import Comparison, Contents
 from tippingpoint.report.document import Bullets, Heading, Paragraph, document
 from tippingpoint.report.figures import write_whole
 from tippingpoint.report.grids import Grid
+from tippingpoint.report.visible import as_cell
 from tippingpoint.workload import check_choice
 
 Row = Mapping[str, Any]
 
-# A spreadsheet takes a text that begins so for a formula.
-_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 # Figures in a PDF; the folder has all.
 _MOST_FIGURES = 24
 # Columns that are not numbers with a fraction, by their type in Parquet.
@@ -151,12 +150,8 @@ def _as_csv(rows: Sequence[Row]) -> bytes:
     file = io.StringIO(newline="")
     writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: _plain(value) for key, value in row.items()} for row in rows)
+    writer.writerows({key: as_cell(value) for key, value in row.items()} for row in rows)
     return file.getvalue().encode("utf-8", "backslashreplace")
-
-
-def _plain(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULAS) else value
 
 
 def _parquet(contents: Contents, path: Path, rows: Sequence[Row]) -> Files:
