@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tippingpoint.analysis.recommend import ITEMS
 from tippingpoint.analysis.tipping_point import TippingPoint
 from tippingpoint.data import LengthData
+from tippingpoint.report.tables import interval_words
 from tippingpoint.units import format_length, format_percent
 from tippingpoint.workload import METRICS
 
@@ -64,11 +65,6 @@ def sentence(point: TippingPoint) -> str:
         f"{point.variant} {better} {point.baseline} from {format_length(point.length, point.unit)} on "
         f"(95 % {interval_words(point)}){several}"
     )
-
-
-def interval_words(point: TippingPoint) -> str:
-    """Return the interval of a tipping point as "843 to 897"; empty where there is none."""
-    return " to ".join(format_length(end, point.unit).split(" ")[0] for end in point.interval or ())
 
 
 def longer_share(point: TippingPoint, lengths: LengthData | None) -> float | None:

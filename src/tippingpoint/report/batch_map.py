@@ -14,7 +14,7 @@ from rich.text import Text
 from tippingpoint.analysis.batch_map import BatchMap, BatchRow, Cell
 from tippingpoint.errors import AnswerError
 from tippingpoint.report.figures import DIVERGING, GREY, INK, LENGTHS, LIGHT, length_ticks, themed
-from tippingpoint.report.tables import VERDICT_STYLES, plain_table, verdict_with_reach
+from tippingpoint.report.tables import VERDICT_STYLES, interval_words, place_cells, plain_table, verdict_with_reach
 from tippingpoint.units import format_length
 
 if TYPE_CHECKING:
@@ -57,12 +57,9 @@ def batch_rows_table(found: BatchMap) -> Table:
     for row in found.rows:
         point = row.tipping_point
         style = VERDICT_STYLES.get(point.verdict, "")
-        start = interval = positions = in_batch = ""
-        if point.length is not None and point.interval is not None:
-            start, interval = format_length(point.length, point.unit), _ends(row)
-            positions, in_batch = f"{point.positions:,}", f"{row.positions_per_batch:,}"
+        in_batch = "" if point.length is None else f"{row.positions_per_batch:,}"
         verdict = verdict_with_reach(point) if point.points else "nothing compared"
-        table.add_row(str(row.batch_size), Text(verdict, style=style), start, interval, positions, in_batch)
+        table.add_row(str(row.batch_size), Text(verdict, style=style), *place_cells(point), in_batch)
     return table
 
 
@@ -199,11 +196,6 @@ def _heading(found: BatchMap) -> str:
     return f"{found.variant} against {found.baseline}: {metric}, {found.phase}, {found.device}"
 
 
-def _ends(row: BatchRow) -> str:
-    point = row.tipping_point
-    return " to ".join(format_length(end, point.unit).split(" ")[0] for end in point.interval or ())
-
-
 def _tiles(found: BatchMap) -> list[Record]:
     """Return the cells with the lengths at which their rectangles begin and end, and the marks of measured ones."""
     lengths = sorted({cell.length for cell in found.cells})
@@ -277,6 +269,6 @@ def _tips(rows: Iterable[BatchRow]) -> list[Record]:
             continue
         low, high = point.interval
         several = "last of several: " if point.verdict == "several crossings" else ""
-        label = f"{several}{format_length(point.length, point.unit)} ({_ends(row)})"
+        label = f"{several}{format_length(point.length, point.unit)} ({interval_words(point)})"
         records.append({**record, "low": low, "high": high, "run": run, "label": label})
     return records

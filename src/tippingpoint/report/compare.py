@@ -13,7 +13,7 @@ from tippingpoint.analysis.moves import Move
 from tippingpoint.analysis.tipping_point import TippingPoint
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.report.environments import unlike_fields
-from tippingpoint.report.tables import plain_table, verdict_with_reach
+from tippingpoint.report.tables import interval_words, plain_table, verdict_with_reach
 from tippingpoint.units import format_bytes, format_items, format_length, format_percent, format_seconds
 from tippingpoint.workload import METRICS, Workload
 
@@ -126,9 +126,8 @@ def moves_table(moves: Sequence[Move]) -> Table:
 def _place(point: TippingPoint) -> str:
     if point.length is None or point.interval is None:
         return verdict_with_reach(point)
-    ends = " to ".join(format_length(end, point.unit).split(" ")[0] for end in point.interval)
     several = "several, last " if point.verdict == "several crossings" else ""
-    return f"{several}{format_length(point.length, point.unit)} ({ends})"
+    return f"{several}{format_length(point.length, point.unit)} ({interval_words(point)})"
 
 
 def _order(change: Change) -> tuple[str, str, float, int]:

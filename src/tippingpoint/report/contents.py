@@ -49,6 +49,18 @@ class Setting:
     modality: str
     workload: Workload
 
+    @classmethod
+    def of(cls, workload: Workload, environment: Environment, label: str = "") -> Setting:
+        """Return the setting of something that was measured."""
+        modality = architecture_of(workload.subject).modality
+        shared = workload.replace(subject=modality, length=1)
+        return cls(environment=environment.fingerprint, label=label, modality=modality, workload=shared)
+
+    @property
+    def any_batch(self) -> Setting:
+        """What settings share that differ by their batch size alone."""
+        return replace(self, workload=self.workload.any_batch)
+
     @property
     def phase(self) -> str:
         """Inference or training."""
@@ -217,6 +229,14 @@ def contents(
     )
 
 
+def by_batch(comparisons: Iterable[Comparison]) -> list[list[Comparison]]:
+    """Return comparisons of one contest whose settings differ by their batch size alone."""
+    found: dict[tuple[Setting, Contest], list[Comparison]] = {}
+    for each in comparisons:
+        found.setdefault((each.setting.any_batch, each.contest), []).append(each)
+    return list(found.values())
+
+
 def _machine(environment: Environment) -> str:
     return environment.cpu_model if environment.device_name == "CPU" else environment.device_name
 
@@ -251,27 +271,19 @@ def _by_setting(labelled: Iterable[tuple[str, Outcome]]) -> dict[Setting, tuple[
     plain: dict[Setting, list[Outcome]] = {}
     at_best: list[tuple[Setting, Outcome]] = []
     for label, outcome in labelled:
-        modality = architecture_of(outcome.workload.subject).modality
-        shared = outcome.workload.replace(subject=modality, length=1)
-        setting = Setting(
-            environment=outcome.environment.fingerprint, label=label, modality=modality, workload=shared
-        )
+        setting = Setting.of(outcome.workload, outcome.environment, label)
         if is_best_batch(outcome):
             at_best.append((setting, outcome))
         else:
             plain.setdefault(setting, []).append(outcome)
     smallest: dict[Setting, Setting] = {}
     for setting in sorted(plain, key=lambda each: each.batch_size):
-        smallest.setdefault(_any_batch(setting), setting)
+        smallest.setdefault(setting.any_batch, setting)
     for setting, outcome in at_best:
-        home = smallest.get(_any_batch(setting))
+        home = smallest.get(setting.any_batch)
         if home:
             plain[home].append(outcome)
     return {setting: tuple(outcomes) for setting, outcomes in plain.items()}
-
-
-def _any_batch(setting: Setting) -> Setting:
-    return replace(setting, workload=setting.workload.any_batch)
 
 
 def _importance(setting: Setting, lengths: LengthData | None) -> tuple[object, ...]:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from tippingpoint.analysis.recommend import ITEMS
 from tippingpoint.analysis.tipping_point import TippingPoint
 from tippingpoint.data import LengthData
-from tippingpoint.report.answers import interval_words, longer_share
+from tippingpoint.report.answers import longer_share
 from tippingpoint.report.contents import Comparison, Contents
 from tippingpoint.report.grids import Grid
 from tippingpoint.report.page_data import facts_line, speed_up_table
 from tippingpoint.report.paper_figures import Figure
-from tippingpoint.report.tables import verdict_with_reach
-from tippingpoint.units import format_items, format_length, format_percent
+from tippingpoint.report.tables import place_cells, verdict_with_reach
+from tippingpoint.units import format_items, format_percent
 
 # Of what most measurements have, the first so many are told.
 _MOST_WARNINGS = 20
@@ -100,11 +100,8 @@ def _tipping_points(comparison: Comparison, lengths: LengthData | None) -> Grid:
 
 
 def _tip_cells(point: TippingPoint) -> list[str]:
-    place = positions = ""
-    if point.length is not None and point.interval is not None:
-        place, positions = format_length(point.length, point.unit), f"{point.positions:,}"
     names = [point.metric.replace("_", " "), str(point.variant), str(point.baseline)]
-    return [*names, verdict_with_reach(point), place, interval_words(point), positions]
+    return [*names, verdict_with_reach(point), *place_cells(point)]
 
 
 def _speed_ups(comparison: Comparison) -> Iterator[Grid]:

@@ -21,14 +21,13 @@ from tippingpoint import __version__
 from tippingpoint.analysis.breakdown import Breakdown
 from tippingpoint.analysis.recommend import ITEMS
 from tippingpoint.analysis.tipping_point import TippingPoint
-from tippingpoint.models.catalog import architecture_of
 from tippingpoint.report import page_data
-from tippingpoint.report.answers import interval_words, longer_share
+from tippingpoint.report.answers import longer_share
 from tippingpoint.report.breakdown import breakdown_chart
-from tippingpoint.report.contents import Comparison, Contents, Setting
+from tippingpoint.report.contents import Comparison, Contents, Setting, by_batch
 from tippingpoint.report.environments import unlike_fields
 from tippingpoint.report.page_figures import batch_figure, cost_figure, looks, winner_figure
-from tippingpoint.report.tables import verdict_with_reach
+from tippingpoint.report.tables import place_cells, verdict_with_reach
 from tippingpoint.report.visible import all_visible, visible
 from tippingpoint.units import format_length, format_percent
 
@@ -117,14 +116,11 @@ def _hash(text: str) -> str:
 def _view(contents: Contents) -> Record:
     """Return what the template shows, and the data of the figures."""
     comparisons = contents.comparisons
-    shown = looks(
-        (subject for each in comparisons for subject in each.contest.subjects),
-        (subject for each in comparisons for subject in each.contest.baselines),
-    )
+    shown = looks(comparisons)
     facets = _facets(comparisons, contents)
     batches: list[Record] = []
     batch_of: dict[int, int] = {}
-    for group in _by_batch(comparisons):
+    for group in by_batch(comparisons):
         if fill := page_data.batch_fill(group, shown):
             batch_of |= {id(each): len(batches) for each in group}
             batches.append(fill)
@@ -135,7 +131,11 @@ def _view(contents: Contents) -> Record:
         "tips": _tips_table(contents, facets),
         "batch_tables": [page_data.batch_table(fill) for fill in batches],
         "breakdowns": [
-            {"title": _called(group[0]), "table": page_data.breakdown_table(group)} for group in broken_down
+            {
+                "title": str(Setting.of(group[0].workload, group[0].environment)),
+                "table": page_data.breakdown_table(group),
+            }
+            for group in broken_down
         ],
         "environments": _environments(contents),
         "person": _person(contents),
@@ -258,7 +258,6 @@ def _tips_table(contents: Contents, facets: Sequence[Record]) -> Record:
 
 def _tip_cells(point: TippingPoint, where: Sequence[str], contents: Contents) -> list[tuple[str, str | float]]:
     share = longer_share(point, contents.lengths)
-    found = point.length is not None
     cells: list[tuple[str, str | float]] = [(value, value) for value in where]
     cells += [
         (text, text)
@@ -269,31 +268,18 @@ def _tip_cells(point: TippingPoint, where: Sequence[str], contents: Contents) ->
             verdict_with_reach(point),
         )
     ]
-    cells.append((format_length(point.length, point.unit), point.length) if point.length is not None else ("", ""))
-    cells.append((interval_words(point), point.interval[0] if point.interval else ""))
-    cells.append((f"{point.positions:,}" if found and point.positions is not None else "", point.positions or ""))
+    values = (point.length, point.interval and point.interval[0], point.positions)
+    cells += [(text, value or "") for text, value in zip(place_cells(point), values, strict=True)]
     if contents.lengths is not None:
         cells.append(("", "") if share is None else (format_percent(share), share))
     return cells
 
 
-def _by_batch(comparisons: Sequence[Comparison]) -> list[list[Comparison]]:
-    """Return comparisons of one contest whose settings differ by their batch size alone."""
-    found: dict[Any, list[Comparison]] = {}
-    for each in comparisons:
-        setting = each.setting
-        key = (setting.environment, setting.label, setting.modality, setting.workload.any_batch)
-        found.setdefault((key, each.contest), []).append(each)
-    return list(found.values())
-
-
 def _by_call(breakdowns: Sequence[Breakdown]) -> list[list[Breakdown]]:
     """Return breakdowns whose calls differ by subject and length alone, so many in each as can be drawn."""
-    found: dict[Any, list[Breakdown]] = {}
+    found: dict[Setting, list[Breakdown]] = {}
     for each in breakdowns:
-        modality = architecture_of(each.workload.subject).modality
-        key = (each.environment.fingerprint, each.workload.replace(subject=modality, length=1))
-        found.setdefault(key, []).append(each)
+        found.setdefault(Setting.of(each.workload, each.environment), []).append(each)
     groups = []
     for group in found.values():
         subjects = list(dict.fromkeys(each.workload.subject for each in group))
@@ -301,18 +287,6 @@ def _by_call(breakdowns: Sequence[Breakdown]) -> list[list[Breakdown]]:
             chosen = subjects[start : start + _MOST_BROKEN_DOWN]
             groups.append([each for each in group if each.workload.subject in chosen])
     return groups
-
-
-def _called(found: Breakdown) -> str:
-    modality = architecture_of(found.workload.subject).modality
-    return str(
-        Setting(
-            environment=found.environment.fingerprint,
-            label="",
-            modality=modality,
-            workload=found.workload.replace(subject=modality, length=1),
-        )
-    )
 
 
 def _environments(contents: Contents) -> Record:

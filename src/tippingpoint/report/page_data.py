@@ -15,6 +15,7 @@ from tippingpoint.report.curves import CurvePoint
 from tippingpoint.report.figures import LENGTHS
 from tippingpoint.report.grids import Grid
 from tippingpoint.report.page_figures import cost_axes, metric_axes, rounded, tip_records
+from tippingpoint.report.speed_up import factor_words
 from tippingpoint.units import (
     format_bytes,
     format_count,
@@ -55,9 +56,7 @@ def comparison_fill(comparison: Comparison, looks: Looks, lengths: LengthData | 
     axes = cost_axes(comparison, lengths)
     return {
         "axes": axes,
-        "subjects": [str(subject) for subject in shown],
-        "colors": [looks[subject][0] for subject in shown],
-        "shapes": [looks[subject][1] for subject in shown],
+        **_legend(shown, looks),
         "costs": {metric: _cost_fill(comparison, metric, axes) for metric in comparison.metrics},
         "winners": {
             metric: winner_cells(comparison, metric)
@@ -66,6 +65,12 @@ def comparison_fill(comparison: Comparison, looks: Looks, lengths: LengthData | 
         },
         "x_title": LENGTHS[comparison.setting.unit],
     }
+
+
+def _legend(subjects: Sequence[Subject], looks: Looks) -> Record:
+    """Return names, colours and shapes of subjects."""
+    colors, shapes = zip(*(looks[subject] for subject in subjects), strict=True)
+    return {"subjects": [str(subject) for subject in subjects], "colors": list(colors), "shapes": list(shapes)}
 
 
 def _cost_fill(comparison: Comparison, metric: str, axes: Record) -> Record:
@@ -173,9 +178,7 @@ def batch_fill(group: Sequence[Comparison], looks: Looks) -> Record | None:
         "rows": [str(each.setting.batch_size) for each in reversed(group)],
         "columns": [_number(length) for length in lengths],
         "cells": cells,
-        "subjects": [str(subject) for subject in winners],
-        "colors": [looks[subject][0] for subject in winners],
-        "shapes": [looks[subject][1] for subject in winners],
+        **_legend(winners, looks),
         "x_title": LENGTHS[unit],
         "message": "The fastest subject by length and batch size: "
         + "; ".join(f"batch {c['row']}, {c['column']}: {c['subject']}" for c in cells),
@@ -252,7 +255,7 @@ def speed_up_table(comparison: Comparison, baseline: Subject) -> Grid:
     for each in found:
         for point in each.points:
             low, high = point.interval
-            text = f"{_factor(point.ratio)} ({_factor(low)} to {_factor(high)})"
+            text = f"{factor_words(point.ratio)} ({factor_words(low)} to {factor_words(high)})"
             if point.censored:
                 text = f"{baseline if point.censored > 0 else each.subject} ran out of memory"
             by_length.setdefault(point.length, {})[each.subject] = text
@@ -261,10 +264,6 @@ def speed_up_table(comparison: Comparison, baseline: Subject) -> Grid:
         for length, there in sorted(by_length.items())
     ]
     return Grid.of(f"Times as fast as {baseline}", ("length", *(str(each.subject) for each in found)), tuple(rows))
-
-
-def _factor(value: float) -> str:
-    return f"{value:.2f}" if value < 9.995 else f"{value:.3g}"
 
 
 def breakdown_table(found: Sequence[Breakdown]) -> Grid:

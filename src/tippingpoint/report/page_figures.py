@@ -8,7 +8,7 @@ all else that comes from a store are data: no expression and no field's name is 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tippingpoint.analysis.tipping_point import TippingPoint
@@ -55,11 +55,13 @@ _CELL_COLORS = ("#7fb8dc", "#a9cfe8", "#cfe3f1", "#eef1f3", "#fbe3cd")
 _MOST_BEHIND = 8.0
 
 
-def looks(subjects: Iterable[Subject], baselines: Iterable[Subject]) -> dict[Subject, tuple[str, str]]:
+def looks(comparisons: Sequence[Comparison]) -> dict[Subject, tuple[str, str]]:
     """Return the colour and the shape of every subject, the same all over a page; baselines are black and grey."""
-    vanilla = list(dict.fromkeys(baselines))
+    contests = [each.contest for each in comparisons]
+    vanilla = dict.fromkeys(subject for each in contests for subject in each.baselines)
     found = {subject: ((INK, "circle") if number == 0 else (GREY, BAR)) for number, subject in enumerate(vanilla)}
-    variants = [subject for subject in dict.fromkeys(subjects) if subject not in found]
+    subjects = dict.fromkeys(subject for each in contests for subject in each.subjects)
+    variants = [subject for subject in subjects if subject not in found]
     # The first shape is the first baseline's.
     shapes = SHAPES[1:]
     for number, subject in enumerate(variants):
@@ -192,10 +194,7 @@ def winner_figure() -> Record:
     """Return the winner map: lengths by subjects (or batch sizes), coloured by how far behind the best each is."""
     import altair as alt
 
-    x = alt.X("column:N", sort=["$columns_sort"], title="$x_title").axis(
-        labelAngle=0, labelOverlap="greedy", orient="bottom"
-    )
-    y = alt.Y("row:N", sort=["$rows_sort"], title=None).axis(ticks=False, domain=False, labelPadding=6)
+    x, y = _cells_axes()
     base = alt.Chart(_named("cells"))
     scale = alt.Scale(type="log", domain=[1, _MOST_BEHIND], range=list(_CELL_COLORS), clamp=True)
     legend = alt.Legend(
@@ -216,10 +215,7 @@ def batch_figure() -> Record:
     """Return who is the best by length and batch size: a colour and a shape for each subject."""
     import altair as alt
 
-    x = alt.X("column:N", sort=["$columns_sort"], title="$x_title").axis(
-        labelAngle=0, labelOverlap="greedy", orient="bottom"
-    )
-    y = alt.Y("row:N", sort=["$rows_sort"], title="batch size").axis(ticks=False, domain=False, labelPadding=6)
+    x, y = _cells_axes("batch size")
     base = alt.Chart(_named("cells"))
     legend = alt.Legend(title=None, orient="bottom", labelLimit=0, symbolSize=70, symbolOpacity=1)
     color = alt.Color("subject:N", legend=legend).scale(domain=["$subjects"], range=["$colors"])
@@ -230,6 +226,18 @@ def batch_figure() -> Record:
     )
     words = base.mark_text(dx=14, fontSize=12).encode(x, y, text="mark:N", color=alt.value(INK))
     return _specification(_rows([cells, marks, words]))
+
+
+def _cells_axes(title: str | None = None) -> tuple[alt.X, alt.Y]:
+    """Return the axes of a map of cells: lengths, and rows that stand under a title."""
+    import altair as alt
+
+    x = alt.X("column:N", sort=["$columns_sort"], title="$x_title")
+    y = alt.Y("row:N", sort=["$rows_sort"], title=title)
+    return (
+        x.axis(labelAngle=0, labelOverlap="greedy", orient="bottom"),
+        y.axis(ticks=False, domain=False, labelPadding=6),
+    )
 
 
 def _rows(layers: list[Any]) -> alt.LayerChart:

@@ -16,9 +16,9 @@ from typing import Any
 from tippingpoint.analysis.breakdown import Breakdown
 from tippingpoint.analysis.winners import Best
 from tippingpoint.models.catalog import architecture_of
-from tippingpoint.report.contents import Comparison, Contents
+from tippingpoint.report.contents import Comparison, Contents, by_batch
 from tippingpoint.report.figures import LENGTHS
-from tippingpoint.report.page_data import BETTER, Looks, batch_fill, breakdown_message, comparison_fill, named
+from tippingpoint.report.page_data import BETTER, batch_fill, breakdown_message, comparison_fill, named
 from tippingpoint.report.page_figures import batch_figure, cost_figure, looks, winner_figure
 from tippingpoint.report.record_charts import lengths_chart, parts_chart
 from tippingpoint.report.visible import all_visible
@@ -105,16 +105,8 @@ def figures(contents: Contents) -> list[Figure]:
     return found
 
 
-def _looks(contents: Contents) -> Looks:
-    contests = [each.contest for each in contents.comparisons]
-    return looks(
-        (subject for each in contests for subject in each.subjects),
-        (subject for each in contests for subject in each.baselines),
-    )
-
-
 def _of_comparisons(contents: Contents) -> Iterator[Figure]:
-    shown = _looks(contents)
+    shown = looks(contents.comparisons)
     for comparison in contents.comparisons:
         holes = all_visible(comparison_fill(comparison, shown, contents.lengths))
         setting = comparison.setting
@@ -202,13 +194,8 @@ def _winners(cells: Record, x_title: str) -> Record:
 
 
 def _of_batches(contents: Contents) -> Iterator[Figure]:
-    shown = _looks(contents)
-    groups: dict[object, list[Comparison]] = {}
-    for each in contents.comparisons:
-        setting = each.setting
-        key = (setting.environment, setting.label, setting.workload.any_batch, each.contest)
-        groups.setdefault(key, []).append(each)
-    for group in groups.values():
+    shown = looks(contents.comparisons)
+    for group in by_batch(contents.comparisons):
         fill = all_visible(batch_fill(group, shown))
         if fill:
             names = [broken(each, _LEGEND_LETTERS) for each in fill["subjects"]]

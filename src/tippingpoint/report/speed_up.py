@@ -108,10 +108,11 @@ def _ratio(point: ComparisonPoint | None) -> str:
     if point is None or point.censored:
         return ""
     low, high = point.interval
-    return f"{_factor(point.ratio)}x  {_factor(low)} to {_factor(high)}"
+    return f"{factor_words(point.ratio)}x  {factor_words(low)} to {factor_words(high)}"
 
 
-def _factor(value: float) -> str:
+def factor_words(value: float) -> str:
+    """Return a ratio as text: "0.87", "12.3"."""
     return f"{value:.2f}" if value < 9.995 else f"{value:.3g}"
 
 

@@ -151,11 +151,6 @@ def tipping_points_table(points: Iterable[TippingPoint]) -> Table:
         left=5,
     )
     for point in points:
-        start = interval = positions = ""
-        if point.length is not None and point.interval is not None:
-            start = format_length(point.length, point.unit)
-            interval = " to ".join(format_length(end, point.unit).split(" ")[0] for end in point.interval)
-            positions = f"{point.positions:,}"
         style = VERDICT_STYLES.get(point.verdict, "")
         table.add_row(
             point.phase,
@@ -163,11 +158,21 @@ def tipping_points_table(points: Iterable[TippingPoint]) -> Table:
             str(point.variant),
             str(point.baseline),
             Text(verdict_with_reach(point), style=style),
-            start,
-            interval,
-            positions,
+            *place_cells(point),
         )
     return table
+
+
+def interval_words(point: TippingPoint) -> str:
+    """Return the interval of a tipping point as "843 to 897"; empty where there is none."""
+    return " to ".join(format_length(end, point.unit).split(" ")[0] for end in point.interval or ())
+
+
+def place_cells(point: TippingPoint) -> tuple[str, str, str]:
+    """Return where a tipping point is, its interval and its sequence positions; empty where there is none."""
+    if point.length is None or point.interval is None:
+        return "", "", ""
+    return format_length(point.length, point.unit), interval_words(point), f"{point.positions:,}"
 
 
 def verdict_with_reach(point: TippingPoint) -> str:
