@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 
+from tippingpoint.data.records import LARGEST_BYTES, TOO_LARGE
 from tippingpoint.data.skipped import Skipped
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -41,6 +42,10 @@ def read_side(source: str | bytes, where: str | None = None) -> float | Skipped:
             elif start.startswith(b"\xff\xd8"):
                 opener = JpegImageFile
             elif start.startswith(b"RIFF") and start.endswith(b"WEBP"):
+                # Of this format the library takes the whole file into memory.
+                if file.seek(0, io.SEEK_END) > LARGEST_BYTES:
+                    return Skipped(where, TOO_LARGE)
+                file.seek(0)
                 opener = WebPImageFile
             else:
                 return Skipped(where, "no PNG, JPEG or WebP header" if start else "empty file")

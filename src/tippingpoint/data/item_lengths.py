@@ -108,7 +108,7 @@ class LengthReader:
         if part.holds == "file":
             return text.read_whole(value) if self.modality == "text" else _READ_MEDIA[self.modality](value)
         where = f"{part.path}:{number}"
-        if part.as_json:
+        if part.as_json and not isinstance(value, Skipped):
             value = text.field_of(value, where, part.column)
         if isinstance(value, Skipped):
             return value

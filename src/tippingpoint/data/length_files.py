@@ -17,10 +17,12 @@ from dataclasses import replace
 
 from tippingpoint.data.lengths import LengthData
 from tippingpoint.errors import DataError, InputError
+from tippingpoint.units import format_bytes
 
 SUFFIX = ".json"
 FORMAT = "tippingpoint lengths"
 VERSION = 1
+LARGEST_BYTES = 2**26
 
 
 def length_file_of(sources: Sequence[str]) -> str | None:
@@ -58,7 +60,12 @@ def read_length_file(path: str) -> LengthData:
         DataError: If it is something else, of a later version, or its numbers contradict one another.
     """
     try:
+        # A pipe could go on for ever, and a parsed file takes many times its size.
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise OSError("it is no regular file")
         with open(path, encoding="utf-8") as file:
+            if os.fstat(file.fileno()).st_size > LARGEST_BYTES:
+                raise OSError(f"it is over {format_bytes(LARGEST_BYTES)}")
             record = json.load(file)
     except FileNotFoundError:
         raise InputError(f"there is no file {path!r}; check the path") from None

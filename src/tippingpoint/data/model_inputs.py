@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ _LEAST_TOKENS, _LEAST_SECONDS = 2, 0.1
 _SAMPLE_RATE = 16_000
 # Added to the variance of a waveform, as the library's feature extractors do.
 _SILENCE = 1e-7
+_IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 _PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 # The files of a person come from many places in a folder; the same ones are taken each time.
 _SEED = 0
@@ -256,10 +258,15 @@ def _image_reader(folder: Path, config: Mapping[str, Any]) -> tuple[Reader, tupl
     def read(path: str) -> Iterator[ModelInput | Skipped]:
         from PIL import Image
 
+        too_large = (Image.DecompressionBombError, Image.DecompressionBombWarning)
         try:
-            with Image.open(path) as opened:
+            # By name: among all formats is one (EPS) that another program is run for.
+            with (
+                warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+                Image.open(path, formats=_IMAGE_FORMATS) as opened,
+            ):
                 image = opened.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, *too_large) as error:
             yield Skipped(path, shorten(f"cannot be decoded: {error}", 120))
             return
         if processor is not None:

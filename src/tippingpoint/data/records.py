@@ -17,12 +17,18 @@ import numpy as np
 
 from tippingpoint.data.skipped import Skipped
 from tippingpoint.errors import InputError
+from tippingpoint.units import format_bytes
 
 SUFFIXES = (".jsonl", ".csv", ".parquet", ".arrow", ".jsonl.gz", ".csv.gz")
 
 # JSON Lines has no header: this many records without the column are taken to mean that it is not there.
 _RECORDS_BEFORE_GIVING_UP = 1000
 _BYTES_AT_ONCE = 4_000_000
+# No document and no record is larger; a line without an end would otherwise fill the memory.
+LARGEST_BYTES = 2**26
+TOO_LARGE = f"over {format_bytes(LARGEST_BYTES)} in one"
+# So much of a line that is too long is passed over to reach the next one.
+_MOST_PASSED_OVER = 2**31
 # What Python takes for a line besides what stands in it.
 _BYTES_OF_A_LINE = 64
 _ROWS_AT_ONCE = 1024
@@ -107,8 +113,8 @@ def read_numbers(path: str) -> Iterator[Run | Skipped]:
     nothing = True
     try:
         with _open(path) as file:
-            for first, lines in _blocks(file):
-                stripped = [(number, line.partition(b"#")[0].strip()) for number, line in enumerate(lines, first)]
+            for first, lines in _blocks(file, path):
+                stripped = [(number, _without_comment(line)) for number, line in enumerate(lines, first)]
                 numbers = [number for number, line in stripped if line]
                 if numbers:
                     nothing = False
@@ -118,6 +124,10 @@ def read_numbers(path: str) -> Iterator[Run | Skipped]:
         return
     if nothing:
         yield Skipped(path, "no numbers")
+
+
+def _without_comment(line: bytes | Skipped) -> bytes | Skipped:
+    return line if isinstance(line, Skipped) else line.partition(b"#")[0].strip()
 
 
 class ColumnError(InputError):
@@ -138,14 +148,16 @@ def _open(path: str) -> io.BufferedReader | gzip.GzipFile:
     return gzip.open(path, "rb") if path.lower().endswith(".gz") else open(path, "rb")
 
 
-def _blocks(file: io.BufferedReader | gzip.GzipFile) -> Iterator[tuple[int, list[bytes]]]:
+def _blocks(file: io.BufferedReader | gzip.GzipFile, path: str) -> Iterator[tuple[int, list[bytes | Skipped]]]:
     """Lines of a few megabytes together, with the number of the first, from 1; of a cut-off file what there is."""
     first, size = 1, 0
-    lines: list[bytes] = []
+    lines: list[bytes | Skipped] = []
     try:
-        for line in file:
-            lines.append(line)
+        while line := file.readline(LARGEST_BYTES):
             size += len(line) + _BYTES_OF_A_LINE
+            if _goes_on(line) and _pass_over(file):
+                line = Skipped(f"{path}:{first + len(lines)}", TOO_LARGE)
+            lines.append(line)
             if size >= _BYTES_AT_ONCE:
                 yield first, lines
                 first, size, lines = first + len(lines), 0, []
@@ -155,24 +167,48 @@ def _blocks(file: io.BufferedReader | gzip.GzipFile) -> Iterator[tuple[int, list
     yield first, lines
 
 
+def _goes_on(line: bytes | str) -> bool:
+    return len(line) == LARGEST_BYTES and line[-1:] not in (b"\n", "\n", "\r")
+
+
+def _pass_over(file: Any) -> bool:
+    """Go to the end of a line; return whether there was any more of it.
+
+    Raises:
+        OSError: If it has no end within reason.
+    """
+    passed = 0
+    while part := file.readline(LARGEST_BYTES):
+        passed += len(part)
+        if not _goes_on(part):
+            break
+        if passed >= _MOST_PASSED_OVER:
+            raise OSError(f"a line of over {format_bytes(passed)}")
+    return passed > 0
+
+
 def _jsonl(path: str, column: str, modality: str) -> Iterator[Run | Skipped]:
     with _open(path) as file:
-        blocks = _blocks(file)
-        ahead: list[tuple[int, list[bytes]]] = []
+        blocks = _blocks(file, path)
+        ahead: list[tuple[int, list[bytes | Skipped]]] = []
         holds = _first_kind(path, column, modality, blocks, ahead)
         for first, lines in chain(ahead, blocks):
-            present = [(number, line) for number, line in enumerate(lines, first) if not line.isspace()]
+            present = [(number, line) for number, line in enumerate(lines, first) if not _is_blank(line)]
             if present:
                 numbers, values = zip(*present, strict=True)
                 yield Run(path, column, holds, numbers, _picker(values), as_json=True)
+
+
+def _is_blank(line: bytes | Skipped) -> bool:
+    return isinstance(line, bytes) and line.isspace()
 
 
 def _first_kind(
     path: str,
     column: str,
     modality: str,
-    blocks: Iterator[tuple[int, list[bytes]]],
-    ahead: list[tuple[int, list[bytes]]],
+    blocks: Iterator[tuple[int, list[bytes | Skipped]]],
+    ahead: list[tuple[int, list[bytes | Skipped]]],
 ) -> str:
     """What the first record with the column holds in it; blocks that were read to find out are put into `ahead`."""
     keys: dict[str, None] = {}
@@ -180,7 +216,7 @@ def _first_kind(
     for block in blocks:
         ahead.append(block)
         for line in block[1]:
-            record = parse_json(line)
+            record = None if isinstance(line, Skipped) else parse_json(line)
             if not isinstance(record, dict):
                 continue
             if (value := record.get(column)) is not None:
@@ -217,8 +253,9 @@ def _csv(path: str, column: str, modality: str) -> Iterator[Run | Skipped]:
     # Escaped, so that one wrong byte costs one row and not the rest of the file.
     opened = gzip.open if path.lower().endswith(".gz") else open
     with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = csv.reader(file, strict=True)
-        header = _next_row(rows)
+        lines = _CsvLines(file)
+        rows = csv.reader(lines, strict=True)
+        header = _next_row(rows, lines)
         if header is None:
             return
         if isinstance(header, csv.Error):
@@ -228,16 +265,18 @@ def _csv(path: str, column: str, modality: str) -> Iterator[Run | Skipped]:
             missing_column(path, column, header)
         index = header.index(column)
         holds = None
-        for numbers, values in _csv_blocks(path, rows, index):
+        for numbers, values in _csv_blocks(path, rows, lines, index):
             holds = holds or _csv_kind(values, modality)
             yield Run(path, column, holds, numbers, _picker(values))
 
 
-def _csv_blocks(path: str, rows: Any, index: int) -> Iterator[tuple[list[int], list[str | Skipped | None]]]:
+def _csv_blocks(
+    path: str, rows: Any, lines: _CsvLines, index: int
+) -> Iterator[tuple[list[int], list[str | Skipped | None]]]:
     numbers: list[int] = []
     values: list[str | Skipped | None] = []
     size = 0
-    while (row := _next_row(rows)) is not None:
+    while (row := _next_row(rows, lines)) is not None:
         if isinstance(row, csv.Error):
             values.append(Skipped(f"{path}:{rows.line_num}", f"invalid CSV: {row}"))
         elif row:
@@ -270,8 +309,29 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _next_row(rows: Iterator[list[str]]) -> list[str] | csv.Error | None:
+class _CsvLines:
+    """Lines of a text file as the csv module takes them, of which no row holds more than the largest record."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.taken = 0
+
+    def __iter__(self) -> _CsvLines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._file.readline(LARGEST_BYTES)
+        if not line:
+            raise StopIteration
+        self.taken += len(line)
+        if (_goes_on(line) and _pass_over(self._file)) or self.taken > LARGEST_BYTES:
+            raise csv.Error(TOO_LARGE)
+        return line
+
+
+def _next_row(rows: Iterator[list[str]], lines: _CsvLines) -> list[str] | csv.Error | None:
     """The next row without the length limit of the csv module, which documents exceed."""
+    lines.taken = 0
     # The limit belongs to the whole process, so it is put back before anyone else runs.
     limit = csv.field_size_limit(sys.maxsize)
     try:

@@ -46,16 +46,21 @@ def read_documents(path: str, column: str) -> Iterator[Document | Skipped]:
             raise InputError(f"column {column!r} of {path} holds no text; name a column of text")
         for number, value in zip(run.numbers, run.all(), strict=True):
             where = f"{path}:{number}"
-            yield text_of(field_of(value, where, column) if run.as_json else value, where, column)
+            if run.as_json and not isinstance(value, Skipped):
+                value = field_of(value, where, column)
+            yield text_of(value, where, column)
 
 
 def read_whole(path: str) -> Document | Skipped:
     """Return the one document of a text file, or why there is none."""
     try:
         with open(path, "rb") as file:
-            text = _decoded(file.read(), path)
+            raw = file.read(records.LARGEST_BYTES + 1)
     except OSError as error:
         return Skipped(path, error.strerror or str(error))
+    if len(raw) > records.LARGEST_BYTES:
+        return Skipped(path, records.TOO_LARGE)
+    text = _decoded(raw, path)
     if isinstance(text, Skipped):
         return text
     return Skipped(path, "empty document") if _is_empty(text) else Document(path, text)
