@@ -1,0 +1,163 @@
+"""What the tables of a store hold, as records: whole sessions, and nothing that was not written so."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from tippingpoint.analysis.breakdown import Breakdown
+from tippingpoint.measurement import Environment, Failure, Measurement, Outcome
+from tippingpoint.store.file import UnreadableError
+from tippingpoint.store.records import check_duration, digest, kind_of, load, load_environment
+from tippingpoint.store.rows import outcome_row
+
+HEADER = "study, label, measured_at, seconds, place, digest"
+# An environment, and the text that it was written as; by fingerprint.
+Environments = Mapping[str, tuple[Environment, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSession:
+    """Outcomes that were measured together.
+
+    Attributes:
+        study: Key of the study that asked for them.
+        label: What the person called the run, such as "before"; empty by default.
+        measured_at: When they were written, in UTC, as the machine's clock said; a clock may be set back, so that a
+            later session has an earlier time.
+        seconds: Wall time they took.
+        outcomes: Measurements and failures.
+        place: Where it was measured: machine and GPU or socket as a cluster names them, such as "node-17/cuda:3";
+            empty for this machine.
+    """
+
+    study: str
+    label: str
+    measured_at: str
+    seconds: float
+    outcomes: tuple[Outcome, ...]
+    place: str = ""
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one flat row for each outcome; see `Store.measurements`."""
+        return [outcome_row(self, outcome) for outcome in self.outcomes]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBreakdown:
+    """A breakdown, or what there is instead of one.
+
+    Attributes:
+        label: What the person called the run.
+        measured_at: When it was written; see `StoredSession`.
+        found: What was broken down, or why it could not be.
+    """
+
+    label: str
+    measured_at: str
+    found: Breakdown | Failure
+
+
+@dataclass(frozen=True, slots=True)
+class RawSession:
+    """A session as its tables hold it.
+
+    Attributes:
+        number: Its place in the file.
+        header: The columns of `HEADER`.
+        rows: Environment, status and record of each outcome, in order.
+    """
+
+    number: int
+    header: tuple[Any, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+    def decoded(self, environments: Environments) -> StoredSession:
+        """Return what was measured.
+
+        Raises:
+            UnreadableError: If it is not what was written, or not all of it.
+        """
+        study, label, measured_at, seconds, place, told = self.header
+        check_texts(study, label, measured_at, place, *(text for row in self.rows for text in row))
+        _check_moment(measured_at)
+        check_duration(seconds, least=0.0)
+        if digest(self.rows) != told:
+            raise UnreadableError(f"session {self.number} is not whole")
+        outcomes = tuple(_decoded(row, Measurement, environments) for row in self.rows)
+        return StoredSession(study, label, measured_at, float(seconds), outcomes, place)
+
+
+def read_environments(db: sqlite3.Connection) -> dict[str, tuple[Environment, str]]:
+    """Return every environment that is written down, and its text, by fingerprint.
+
+    Raises:
+        UnreadableError: If one is not what was written.
+    """
+    rows = db.execute("SELECT fingerprint, record FROM environments").fetchall()
+    return {fingerprint: (load_environment(record, fingerprint), record) for fingerprint, record in rows}
+
+
+def read_sessions(db: sqlite3.Connection, *, after: int = 0) -> list[RawSession]:
+    """Return the sessions behind the one with this number, in the order in which they were written.
+
+    Raises:
+        UnreadableError: If there are outcomes of none.
+    """
+    rows: dict[Any, list[tuple[Any, ...]]] = {}
+    query = "SELECT session, environment, status, record FROM outcomes WHERE session > ? ORDER BY session, id"
+    for session, *row in db.execute(query, (after,)):
+        rows.setdefault(session, []).append(tuple(row))
+    found = []
+    for number, *header in db.execute(f"SELECT id, {HEADER} FROM sessions WHERE id > ? ORDER BY id", (after,)):
+        if not isinstance(number, int):
+            raise UnreadableError(f"a session has the number {number!r}")
+        found.append(RawSession(number, tuple(header), tuple(rows.pop(number, ()))))
+    if rows:
+        raise UnreadableError("there are outcomes of no session")
+    return found
+
+
+def read_breakdowns(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    """Return environment, label, moment, status and record of every breakdown, in the order of writing."""
+    query = "SELECT environment, label, measured_at, status, record FROM breakdowns ORDER BY id"
+    return db.execute(query).fetchall()
+
+
+def decoded_breakdown(row: tuple[Any, ...], environments: Environments) -> StoredBreakdown:
+    """Return what a row of `read_breakdowns` holds.
+
+    Raises:
+        UnreadableError: If it is not what was written.
+    """
+    fingerprint, label, measured_at, status, record = row
+    check_texts(*row)
+    _check_moment(measured_at)
+    return StoredBreakdown(label, measured_at, _decoded((fingerprint, status, record), Breakdown, environments))
+
+
+def _decoded(row: tuple[Any, ...], fine: type[Any], environments: Environments) -> Any:
+    fingerprint, status, record = row
+    if fingerprint not in environments:
+        raise UnreadableError(f"there is no environment {fingerprint}")
+    return load(kind_of(status, fine), record, *environments[fingerprint])
+
+
+def check_texts(*values: object) -> None:
+    """See that all are texts.
+
+    Raises:
+        UnreadableError: If one is not.
+    """
+    if not all(isinstance(value, str) for value in values):
+        raise UnreadableError("a column is no text")
+
+
+def _check_moment(text: str) -> None:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError as error:
+        raise UnreadableError(f"a moment is {text!r}") from error

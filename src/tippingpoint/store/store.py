@@ -1,0 +1,287 @@
+"""A store of results: sessions are written whole as soon as they exist, and read whole or not at all.
+
+A study that is killed loses at most the session it was in. Environments are stored once each.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from tippingpoint.analysis.breakdown import Breakdown
+from tippingpoint.errors import AnswerError, StoreError
+from tippingpoint.measurement import Environment, Failure, Outcome
+from tippingpoint.store.file import PATIENCE_S, connect, explained, transaction
+from tippingpoint.store.reading import (
+    StoredBreakdown,
+    StoredSession,
+    decoded_breakdown,
+    read_breakdowns,
+    read_environments,
+    read_sessions,
+)
+from tippingpoint.store.records import digest, dump, dump_environment
+from tippingpoint.store.schema import bring_up_to_date, copy_up_to_date
+from tippingpoint.units import format_items
+from tippingpoint.workload import Workload
+
+
+class Store:
+    """Results in one SQLite file. Use as a context manager, or call `close`.
+
+    A file of an earlier version is brought up to date where it may be written to, and is otherwise read as it is.
+
+    Args:
+        path: The file; it is created if it does not exist. ":memory:" keeps results until `close`.
+        create: False refuses to make a new file.
+        patience_s: How long another process that holds the file is waited for.
+
+    Raises:
+        StoreError: If the file is no store, comes from a newer version, or cannot be opened.
+    """
+
+    def __init__(
+        self,
+        path: str | PathLike[str] = "tippingpoint.sqlite",
+        *,
+        create: bool = True,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self.path = Path(path)
+        in_memory = str(path) == ":memory:"
+        if not create and not self.path.exists():
+            raise StoreError(f"there is no store {self.path}; measure something first, or name another file")
+        if not in_memory and not self.path.parent.is_dir():
+            raise StoreError(f"the folder {self.path.parent} of the store {self.path.name} does not exist")
+        # Sessions never change once they are written, so that each is read once.
+        self._read: list[StoredSession] = []
+        self._last = 0
+        self._seen: int | None = None
+        with self._explained("opened"):
+            self._db = connect(path, patience_s=patience_s)
+            try:
+                self._bring_up_to_date()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _bring_up_to_date(self) -> None:
+        try:
+            bring_up_to_date(self._db, self.path)
+        except sqlite3.OperationalError as error:
+            if "readonly" not in str(error):
+                raise
+            copy = copy_up_to_date(self._db, self.path)
+            copy.execute("PRAGMA query_only = ON")
+            self._db.close()
+            self._db = copy
+
+    def _explained(self, doing: str) -> AbstractContextManager[None]:
+        return explained(self.path, doing)
+
+    def add(
+        self, outcomes: Sequence[Outcome], *, study: str = "", seconds: float = 0.0, label: str = "", place: str = ""
+    ) -> None:
+        """Write the outcomes of one session, all of them or none.
+
+        Args:
+            outcomes: What was measured together.
+            study: Key of the study that asked for it.
+            seconds: Wall time it took.
+            label: What the person calls the run.
+            place: Where it was measured, if not on this machine; see `StoredSession`.
+
+        Raises:
+            StoreError: If it cannot be written; the file is left as it was.
+        """
+        with self._explained("written"), transaction(self._db):
+            cursor = self._db.execute(
+                "INSERT INTO sessions (study, measured_at, seconds, label, place) VALUES (?, ?, ?, ?, ?)",
+                (study, _now(), seconds, label, place),
+            )
+            rows = []
+            for outcome in outcomes:
+                rows.append((self._add_environment(outcome.environment), *dump(outcome)))
+                self._db.execute(
+                    "INSERT INTO outcomes (session, environment, status, record) VALUES (?, ?, ?, ?)",
+                    (cursor.lastrowid, *rows[-1]),
+                )
+            self._db.execute("UPDATE sessions SET digest = ? WHERE id = ?", (digest(rows), cursor.lastrowid))
+
+    def add_breakdowns(self, found: Sequence[Breakdown | Failure], *, label: str = "") -> None:
+        """Write breakdowns, all of them or none; nothing that was there before is thrown away.
+
+        Args:
+            found: What was broken down, and what could not be.
+            label: What the person calls the run.
+
+        Raises:
+            StoreError: If it cannot be written; the file is left as it was.
+        """
+        with self._explained("written"), transaction(self._db):
+            for each in found:
+                self._db.execute(
+                    "INSERT INTO breakdowns (environment, label, measured_at, status, record) VALUES (?, ?, ?, ?, ?)",
+                    (self._add_environment(each.environment), label, _now(), *dump(each)),
+                )
+
+    def _add_environment(self, environment: Environment) -> str:
+        """Write an environment if it is not there yet, within a transaction; return its fingerprint."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO environments VALUES (?, ?)",
+            (environment.fingerprint, dump_environment(environment)),
+        )
+        return environment.fingerprint
+
+    def sessions(self, *, environment: str | None = None) -> list[StoredSession]:
+        """Return every session, oldest first.
+
+        Args:
+            environment: Only outcomes measured in the environment with this fingerprint.
+
+        Raises:
+            StoreError: If the file is damaged.
+        """
+        with self._explained("read"):
+            self._read_on()
+        if environment is None:
+            return [session for session in self._read if session.outcomes]
+        chosen = [
+            replace(session, outcomes=tuple(o for o in session.outcomes if o.environment.fingerprint == environment))
+            for session in self._read
+        ]
+        return [session for session in chosen if session.outcomes]
+
+    def _read_on(self) -> None:
+        """Read the sessions that were written since the last time; all of them, if another process wrote."""
+        # One state of the file, held no longer than it takes to copy its rows: a writer waits for readers.
+        with transaction(self._db, "DEFERRED"):
+            seen = self._db.execute("PRAGMA data_version").fetchone()[0]
+            if seen != self._seen:
+                self._read, self._last = [], 0
+            rows = read_sessions(self._db, after=self._last)
+            environments = read_environments(self._db) if rows else {}
+        self._read += [row.decoded(environments) for row in rows]
+        self._last = rows[-1].number if rows else self._last
+        self._seen = seen
+
+    def breakdowns(self, *, environment: str | None = None, label: str | None = None) -> list[Breakdown]:
+        """Return the latest breakdown of each workload in each environment under each label, oldest first.
+
+        One that failed later does not hide it.
+
+        Args:
+            environment: Only those of the environment with this fingerprint.
+            label: Only those of runs that were called so.
+
+        Raises:
+            StoreError: If the file is damaged.
+        """
+        latest: dict[tuple[Workload, str, str], Breakdown] = {}
+        for each in self.every_breakdown():
+            found = each.found
+            fingerprint = found.environment.fingerprint
+            if isinstance(found, Breakdown) and environment in (None, fingerprint) and label in (None, each.label):
+                key = (found.workload, fingerprint, each.label)
+                latest.pop(key, None)
+                latest[key] = found
+        return list(latest.values())
+
+    def every_breakdown(self) -> list[StoredBreakdown]:
+        """Return all breakdowns that were ever written, those that failed included, oldest first.
+
+        Raises:
+            StoreError: If the file is damaged.
+        """
+        with self._explained("read"):
+            with transaction(self._db, "DEFERRED"):
+                rows, environments = read_breakdowns(self._db), read_environments(self._db)
+            return [decoded_breakdown(row, environments) for row in rows]
+
+    def outcomes(self, *, environment: str | None = None) -> list[Outcome]:
+        """Return every measurement and failure, oldest first; see `sessions`."""
+        return [outcome for session in self.sessions(environment=environment) for outcome in session.outcomes]
+
+    def environments(self) -> dict[str, Environment]:
+        """Return the environments that outcomes were measured in by fingerprint, the latest one last."""
+        latest: dict[str, Environment] = {}
+        for outcome in self.outcomes():
+            fingerprint = outcome.environment.fingerprint
+            latest.pop(fingerprint, None)
+            latest[fingerprint] = outcome.environment
+        return latest
+
+    def latest_environment(self) -> Environment:
+        """Return the environment that was measured in last, for an answer without measuring.
+
+        Raises:
+            AnswerError: If there are no outcomes.
+            StoreError: If the file is damaged.
+        """
+        environments = self.environments()
+        if not environments:
+            raise AnswerError(f"the store {self.path} is empty, and measuring was not allowed")
+        return list(environments.values())[-1]
+
+    def measurements(self) -> list[dict[str, Any]]:
+        """Return one flat row for each outcome, failures included, for `pandas.DataFrame` or `polars.from_dicts`.
+
+        Every row has the same keys; what a failure does not have is None. Times are in seconds, sizes in bytes.
+        """
+        return [row for session in self.sessions() for row in session.rows()]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        try:
+            outcomes, breakdowns = self.outcomes(), len(self.breakdowns())
+        except StoreError as error:
+            return f"Store({str(self.path)!r}: {error})"
+        failed = sum(isinstance(outcome, Failure) for outcome in outcomes)
+        subjects = sorted({str(outcome.workload.subject) for outcome in outcomes})
+        parts = f", and {format_items(breakdowns, 'breakdown')}" if breakdowns else ""
+        return (
+            f"Store({str(self.path)!r}: {len(outcomes) - failed} measurements and {failed} failures of "
+            f"{', '.join(subjects) or 'no subject yet'}{parts})"
+        )
+
+    def _repr_html_(self) -> str:
+        from tippingpoint.report.notebook import as_html
+
+        return as_html(self)
+
+
+@contextmanager
+def open_store(store: Store | str | PathLike[str] | None, *, create: bool = True) -> Iterator[Store]:
+    """Open what an argument called `store` may be, and close what was opened.
+
+    Args:
+        store: A file; None for results that are kept no longer than this; or a store, which stays open.
+        create: False refuses to make a new file.
+
+    Raises:
+        StoreError: If the file is no store, comes from a newer version, or cannot be opened.
+    """
+    if isinstance(store, Store):
+        yield store
+        return
+    with Store(":memory:" if store is None else store, create=create) as opened:
+        yield opened
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
