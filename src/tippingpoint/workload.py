@@ -396,8 +396,8 @@ class Study:
         metrics: Any of "latency", "throughput", "peak_memory".
         phases: Any of "inference", "training".
         device: See `Workload`.
-        place: The kind of machine that it asks for; None takes the one at hand. It settles `device`, and `threads`
-            where nothing else is said.
+        places: The kinds of machine that it asks for, each of which gets a part of the study; none takes the machine
+            at hand. A place settles `device`, and `threads` where nothing else is said.
         apart: Whether each pair is searched by itself in each phase, with its share of the budget, so that many can
             be measured at once. Together, subjects share sessions, and pairs share their baseline.
         dtype: See `Workload`.
@@ -427,7 +427,7 @@ class Study:
     metrics: tuple[str, ...] = METRICS
     phases: tuple[str, ...] = PHASES
     device: str = "cpu"
-    place: Place | None = None
+    places: tuple[Place, ...] = ()
     apart: bool = False
     dtype: str = "float32"
     threads: int | None = None
@@ -461,14 +461,22 @@ class Study:
         check_count("repeats", self.repeats)
         if self.batch_budget is not None and not self.batch_budget > 0:
             raise InputError(f"the budget of a batch must be positive, got {self.batch_budget!r}")
-        if self.place is not None:
-            if self.affinity is not None:
-                raise InputError("a study names either cores to pin to or a kind of device to find; leave one out")
-            object.__setattr__(self, "device", self.place.device)
-            object.__setattr__(self, "threads", self.threads or self.place.cores)
+        if self.places and self.affinity is not None:
+            raise InputError("a study names either cores to pin to or kinds of device to find; leave one out")
+        if len(set(self.places)) < len(self.places):
+            raise InputError(f"a study asks twice for the same place: {', '.join(map(str, self.places))}")
+        if self.places:
+            object.__setattr__(self, "device", self.places[0].device)
+        if len(self.places) == 1:
+            object.__setattr__(self, "threads", self.threads or self.places[0].cores)
         if not self.metrics or not self.phases:
             raise InputError("a study needs at least one metric and one phase")
         self.workload(self.baselines[0], low, self.phases[0])
+
+    @property
+    def place(self) -> Place | None:
+        """The kind of machine that it asks for, if it asks for one kind alone."""
+        return self.places[0] if len(self.places) == 1 else None
 
     @property
     def subjects(self) -> tuple[Subject, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,7 +33,9 @@ def command(
     size: Annotated[str | None, typer.Option(help="base, small or tiny.")] = None,
     phase: Annotated[str | None, typer.Option(help="Comma-separated: inference, training.")] = None,
     metric: Annotated[str | None, typer.Option(help="Comma-separated: latency, throughput, peak_memory.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:N; on a cluster also a kind, such as H100.")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 (CUDA).")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     affinity: Affinity = None,
@@ -66,6 +68,23 @@ def command(
         bool,
         typer.Option("--trust-code", help="Let a study file's subjects be package.module:callable, which runs code."),
     ] = False,
+    apart: Annotated[
+        bool | None,
+        typer.Option(
+            "--apart/--together",
+            help="Search each pair by itself in each phase, so that many can be measured at once; --together shares "
+            "the baseline. A file that asks for kinds of machine means --apart.",
+        ),
+    ] = None,
+    on: Annotated[str, typer.Option(help="Where to measure: local, or ray (a cluster).")] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(help="Of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT. [default: the one here]"),
+    ] = None,
+    slots: Annotated[int | None, typer.Option(help="On a cluster: no more measurements at once than this.")] = None,
+    wait: Annotated[
+        str, typer.Option(help="On a cluster: how long to wait for a machine while none is there.")
+    ] = "10m",
     store: StorePath = Path("tippingpoint.sqlite"),
     label: Label = "",
     json: Json = False,
@@ -76,17 +95,23 @@ def command(
     larger budget refines what is there. With several variants, their speed-ups are shown side by side, and at which
     lengths each is the fastest and the smallest.
 
+    On a Ray cluster (`--on ray`) every comparison goes to the kind of device that it asks for, and has it to itself.
+
     Example: tippingpoint study text --size tiny --budget 30s
     """
     from tippingpoint.cli.output import progress, show_json
+    from tippingpoint.errors import AnswerError, InputError
     from tippingpoint.models.groups import REUSE
     from tippingpoint.report.figures import check_path
     from tippingpoint.report.speed_up import draw
     from tippingpoint.store import Store
     from tippingpoint.study.run import resolve_study, run_study
-    from tippingpoint.units import parse_duration, parse_fraction
-    from tippingpoint.workload import METRICS, PHASES
+    from tippingpoint.units import format_items, parse_duration, parse_fraction
+    from tippingpoint.workload import METRICS, PHASES, check_choice
 
+    check_choice("place to run", on, ("local", "ray"))
+    if on == "local" and (address or slots):
+        raise InputError("--address and --slots are for a cluster; add --on ray, or leave them out")
     found = _named(study, modality, trust_code)
     changes = {
         "budget_s": budget and parse_duration(budget) / len(found),
@@ -102,17 +127,30 @@ def command(
         "target": target and parse_fraction(target),
         "repeats": repeats,
         "screening": screening,
+        "apart": apart,
     }
     changes = {key: value for key, value in changes.items() if value is not None}
-    studies = [resolve_study(each.replace(**changes)) for each in found]
+    if on == "ray":
+        if breakdown:
+            raise InputError("--breakdown is not for a cluster; run `tippingpoint breakdown` on a machine of it")
+        studies = [resolve_study(_placed(each, changes)) for each in found]
+    else:
+        if changes.keys() & {"device", "affinity"}:
+            # Who names a device means that one, whatever kinds a file asks for.
+            changes["places"] = ()
+        studies = [resolve_study(each.replace(**changes)) for each in found]
     if figure:
         check_path(figure)
+    missing: tuple[str, ...] = ()
     with Store(store) as opened:
-        results = [run_study(each, opened, label=label, progress=progress) for each in studies]
+        if on == "ray":
+            results, missing = _run_on_ray(studies, opened, label, address, slots, parse_duration(wait))
+        else:
+            results = [run_study(each, opened, label=label, progress=progress) for each in studies]
         if not json:
             for result in results:
                 _show(result, store)
-        if breakdown or (breakdown is None and studies[0].name == REUSE):
+        if on == "local" and (breakdown or (breakdown is None and studies[0].name == REUSE)):
             for result in results:
                 found = _break_down(result, opened, label)
                 if not json:
@@ -123,6 +161,55 @@ def command(
         drawn = [metric_ for metric_ in ("latency", "peak_memory") if metric_ in studies[0].metrics]
         for file in draw([race for result in results for race in _races(result)], drawn, figure):
             progress(f"drew {file}")
+    if missing:
+        raise AnswerError(
+            f"{format_items(len(missing), 'comparison')} could not be measured, the same command tries again: "
+            f"{'; '.join(missing)}"
+        )
+
+
+def _placed(study: Study, changes: dict[str, Any]) -> Study:
+    """Return a study as it is to be run on a cluster: with the kind of machine that it asks for.
+
+    Args:
+        study: As a preset or a file has it.
+        changes: What options say; a device may be the name of a kind.
+
+    Raises:
+        InputError: If it says too little, or something that is no kind.
+    """
+    from tippingpoint.errors import InputError
+    from tippingpoint.workload import Place
+
+    changes = dict(changes)
+    device = changes.pop("device", None)
+    changed = study.replace(**changes)
+    if changed.places and device is None:
+        return changed
+    kind = device or changed.device
+    if kind.startswith("cuda:"):
+        raise InputError(f"on a cluster nobody knows which GPU is {kind}; name a kind, such as H100, or cuda for any")
+    if kind == "cpu" and changed.threads is None:
+        raise InputError("on a cluster say how many CPU cores to measure with: --threads, or `device:` in the file")
+    return changed.replace(places=(Place(kind=kind, cores=changed.threads if kind == "cpu" else None),))
+
+
+def _run_on_ray(
+    studies: list[Study], store: Store, label: str, address: str | None, slots: int | None, wait_s: float
+) -> tuple[list[StudyResult], tuple[str, ...]]:
+    """Measure studies on a Ray cluster; return what was found, and what is missing."""
+    from tippingpoint.cli.output import progress
+    from tippingpoint.study.coordinate import run_on_cluster
+    from tippingpoint.study.launch_ray import RayCluster
+
+    for study in studies:
+        if not study.apart and len(study.baselines) * len(study.variants) > 1:
+            progress(f"note: study {study.name} keeps its pairs on one machine; --apart spreads them over many")
+    with RayCluster(address) as cluster:
+        found = run_on_cluster(
+            studies, store, cluster, label=label, progress=progress, most_slots=slots, wait_s=wait_s
+        )
+    return list(found.results), found.missing
 
 
 def _named(name: str, modality: str | None, trust_code: bool) -> tuple[Study, ...]:

@@ -13,15 +13,20 @@ def comparisons(study: Study) -> tuple[Study, ...]:
         study: With subjects resolved.
 
     Returns:
-        The study itself, if its subjects are measured together; else a study for each pair in each phase. What one
-        of them measures is nothing to the others, so they give the same rows in whatever order they are run.
+        A study for each kind of place; and, if pairs are searched apart, for each pair in each phase. What one of
+        them measures is nothing to the others, so they give the same rows in whatever order they are run.
     """
-    if not study.apart:
-        return (study,)
-    cells = [(pair, phase) for phase in study.phases for pair in pairs(study)]
+    whole = [(study.baselines, study.variants, study.phases)]
+    cells = [((b,), (v,), (phase,)) for phase in study.phases for b, v in pairs(study)] if study.apart else whole
+    places = [(place,) for place in study.places] or [()]
     return tuple(
         study.replace(
-            baselines=(baseline,), variants=(variant,), phases=(phase,), budget_s=study.budget_s / len(cells)
+            places=place,
+            baselines=baselines,
+            variants=variants,
+            phases=phases,
+            budget_s=study.budget_s / (len(places) * len(cells)),
         )
-        for (baseline, variant), phase in cells
+        for baselines, variants, phases in cells
+        for place in places
     )

@@ -365,7 +365,7 @@ def run_on_cluster(
     say = progress or (lambda line: logger.info("%s", line))
     studies = [resolve_study(study) for study in studies]
     for study in studies:
-        if study.place is None:
+        if not study.places:
             raise InputError(
                 "on a cluster a study must say what to measure on, such as `device: {kind: H100}` or "
                 "`device: {kind: cpu, cores: 8}`"

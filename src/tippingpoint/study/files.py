@@ -9,19 +9,44 @@ from os import PathLike
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from tippingpoint.errors import InputError, TippingPointError
 from tippingpoint.models.components import Label, parse_patterns
 from tippingpoint.models.own import is_own
 from tippingpoint.study.presets import COMPARISONS, PRESETS
 from tippingpoint.units import parse_duration, parse_fraction
-from tippingpoint.workload import METRICS, PHASES, Study, Subject, check_affinity
+from tippingpoint.workload import METRICS, PHASES, Place, Study, Subject, check_affinity
 from tippingpoint.yaml_files import read_yaml
 
 _Subject = Annotated[Subject, BeforeValidator(Subject.parse)]
 _Duration = Annotated[float, BeforeValidator(parse_duration)]
+# Of the two ways to write a device.
+_TAGS = ("a name", "some places")
 _Fraction = Annotated[float, BeforeValidator(parse_fraction)]
+
+
+class PlaceFile(BaseModel):
+    """A kind of machine that a study asks for; see `tippingpoint.workload.Place`."""
+
+    model_config = ConfigDict(extra="forbid", strict=False)
+
+    kind: str
+    cores: int | None = None
+    resources: dict[str, float] = {}
+    share_socket: bool = False
+
+    def place(self) -> Place:
+        """Return it as a frozen specification."""
+        return Place(**{**self.model_dump(), "resources": tuple(self.resources.items())})
+
+
+# One place or several, or a name; told apart beforehand, so that an error is about what was meant.
+_Device = Annotated[
+    Annotated[str, Tag("a name")] | Annotated[list[PlaceFile], Field(min_length=1), Tag("some places")],
+    Discriminator(lambda value: "a name" if isinstance(value, str) else "some places"),
+    BeforeValidator(lambda value: [value] if isinstance(value, dict) else value),
+]
 
 
 class StudyFile(BaseModel):
@@ -36,7 +61,8 @@ class StudyFile(BaseModel):
     lengths: tuple[float, float]
     metrics: list[str] = list(METRICS)
     phases: list[str] = list(PHASES)
-    device: str = "cpu"
+    device: _Device = "cpu"
+    apart: bool | None = None
     dtype: str = "float32"
     threads: int | None = None
     size: str = "base"
@@ -59,6 +85,11 @@ class StudyFile(BaseModel):
         fields["budget_s"] = fields.pop("budget")
         fields["compiled"] = fields.pop("compile")
         fields["affinity"] = None if self.affinity is None else check_affinity(self.affinity)
+        places = () if isinstance(self.device, str) else tuple(each.place() for each in self.device)
+        fields["device"] = "cpu" if places else self.device  # places say it themselves
+        fields["places"] = places
+        # Who asks for kinds of machine means to have many of them.
+        fields["apart"] = bool(places) if self.apart is None else self.apart
         for name in ("baselines", "variants", "metrics", "phases"):
             fields[name] = tuple(getattr(self, name))
         return Study(**fields)
@@ -98,7 +129,7 @@ def load_study(path: str | PathLike[str], *, trust_code: bool = False) -> Study:
         return study
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
+        place = ".".join(str(part) for part in first["loc"] if part not in _TAGS)
         known = ", ".join(StudyFile.model_fields)
         if first["type"] == "extra_forbidden":
             raise InputError(f"{path}: unknown key {place!r}; expected one of {known}") from error

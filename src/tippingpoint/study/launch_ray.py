@@ -28,6 +28,8 @@ from tippingpoint.study.ledger import study_key
 from tippingpoint.study.run import Machine, ThisMachine, search
 from tippingpoint.workload import Place, Study
 
+logger = logging.getLogger(__name__)
+
 # A resource that Ray gives each node for the name of its accelerators.
 _KIND_PREFIX = "accelerator_type:"
 # Naming a kind takes no more of it than this; the GPU itself is taken as a whole.
@@ -213,13 +215,16 @@ class RayCluster:
             outcomes, seconds, where, lines = self._ray.get(reference)
             return Finished(number, outcomes, seconds, f"{slot.node}/{where}", lines)
         except errors.RayTaskError as error:
+            # Whatever it was, other comparisons may go on; where it came from is in the log.
+            logger.debug("%s", error)
             cause = error.cause
-            if not isinstance(cause, TippingPointError):
-                raise
-            if not slot.node:
+            if not slot.node and isinstance(cause, TippingPointError):
                 raise cause from error
             slot.stream = None
-            return Refused(number, " ".join(str(cause).split()))
+            words = " ".join(str(cause).split())
+            return Refused(
+                number, words if isinstance(cause, TippingPointError) else f"{type(cause).__name__}: {words}"
+            )
         except errors.RayError as error:
             return Lost(number, str(error).strip().splitlines()[0])
 

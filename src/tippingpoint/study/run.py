@@ -93,7 +93,8 @@ def resolve_study(study: Study) -> Study:
     return study.replace(
         baselines=tuple(subjects[subject] for subject in study.baselines),
         variants=tuple(subjects[subject] for subject in study.variants),
-        threads=study.threads or default_threads(study.affinity),
+        # Where the study asks for places, they say how many.
+        threads=study.threads or (None if study.places else default_threads(study.affinity)),
     )
 
 
@@ -187,8 +188,11 @@ def run_study(
     machine = machine or ThisMachine()
     study = resolve_study(study)
     say("starting the measuring process")
-    environment = machine.environment(study)
-    for part in comparisons(study):
+    parts = comparisons(study)
+    environment, *others = [machine.environment(part) for part in parts]
+    if any(other.fingerprint != environment.fingerprint for other in others):
+        raise InputError("the study asks for several kinds of place at once; run it with `--on ray`")
+    for part in parts:
         for outcomes, seconds in search(part, store, environment, machine, label=label, say=say):
             store.add(outcomes, study=study_key(part), seconds=seconds, label=label)
     result = collect(study, store, environment, label)
