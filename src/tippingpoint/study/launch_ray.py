@@ -217,14 +217,12 @@ class RayCluster:
         except errors.RayTaskError as error:
             # Whatever it was, other comparisons may go on; where it came from is in the log.
             logger.debug("%s", error)
-            cause = error.cause
-            if not slot.node and isinstance(cause, TippingPointError):
+            cause, known = error.cause, isinstance(error.cause, TippingPointError)
+            if known and not slot.node:
                 raise cause from error
+            reason = " ".join(f"{'' if known else f'{type(cause).__name__}: '}{cause}".split())
             slot.stream = None
-            words = " ".join(str(cause).split())
-            return Refused(
-                number, words if isinstance(cause, TippingPointError) else f"{type(cause).__name__}: {words}"
-            )
+            return Refused(number, reason) if slot.node else Lost(number, reason)
         except errors.RayError as error:
             return Lost(number, str(error).strip().splitlines()[0])
 
