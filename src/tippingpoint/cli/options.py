@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tippingpoint.errors import InputError
 from tippingpoint.models.catalog import architecture_of
-from tippingpoint.workload import Subject, check_affinity, check_choice
+from tippingpoint.workload import DTYPES, PHASES, Subject, check_affinity, check_choice
+
+if TYPE_CHECKING:
+    from tippingpoint.analysis.selection import Selection
 
 BatchingPolicy = Annotated[
     str,
@@ -50,10 +53,44 @@ Subjects = Annotated[
         help="Only this subject, all of this architecture, or a quoted pattern such as 'bert@*'; may be repeated.",
     ),
 ]
+# Filters of what a store holds.
+OnlyPhases = Annotated[str | None, typer.Option(help="Comma-separated: inference, training.")]
+OnlyDevice = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")]
+OnlyDtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")]
+OnlyBatchSize = Annotated[int | None, typer.Option(help="Sequences per call.")]
+OnlyLabel = Annotated[str | None, typer.Option(help="What the run was called.")]
+OnlyStudy = Annotated[str | None, typer.Option(help="Name of the study that asked, or profile.")]
+OnlyEnvironment = Annotated[str | None, typer.Option(help="First digits of a fingerprint.")]
 Budget = Annotated[str, typer.Option(help="Time to spend on measuring, such as 90s or 5m.")]
 StorePath = Annotated[
     Path, typer.Option("--store", help="File that keeps every result; the same command goes on where it was.")
 ]
+
+
+def selection(
+    subjects: list[str] | None, phases: str | None, lengths: str | None, dtype: str | None, **filters: Any
+) -> Selection:
+    """Return the filters that options ask for.
+
+    Args:
+        subjects: Of `--subject`.
+        phases: Comma-separated.
+        lengths: SHORTEST:LONGEST.
+        dtype: Of the workload.
+        filters: Further fields of `Selection`, as they are.
+
+    Raises:
+        InputError: If one cannot be.
+    """
+    from tippingpoint.analysis.selection import Selection
+
+    return Selection(
+        subjects=tuple(subjects or ()),
+        phases=names(phases, "phase", PHASES) if phases else (),
+        lengths=length_range(lengths) if lengths else None,
+        dtype=dtype and check_choice("dtype", dtype, DTYPES),
+        **filters,
+    )
 
 
 def names(text: str, what: str, choices: tuple[str, ...]) -> tuple[str, ...]:

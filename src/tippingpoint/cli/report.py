@@ -8,9 +8,19 @@ from typing import Annotated
 import typer
 
 from tippingpoint.cli.lengths import Column, MaxLength, Modality, Tokenizer
-from tippingpoint.cli.options import Json, Subjects, length_range, names
+from tippingpoint.cli.options import (
+    Json,
+    OnlyBatchSize,
+    OnlyDevice,
+    OnlyDtype,
+    OnlyEnvironment,
+    OnlyLabel,
+    OnlyPhases,
+    OnlyStudy,
+    Subjects,
+    selection,
+)
 
-FORMATS = ("html", "md", "csv", "latex", "parquet", "pdf", "folder")
 # What a file's name says of its format.
 _SUFFIXES = {
     ".html": "html",
@@ -42,16 +52,16 @@ def command(
     tokenizer: Tokenizer = None,
     max_length: MaxLength = None,
     subject: Subjects = None,
-    phase: Annotated[str | None, typer.Option(help="Comma-separated: inference, training.")] = None,
+    phase: OnlyPhases = None,
     range_: Annotated[
         str | None, typer.Option("--range", help="SHORTEST:LONGEST length to report, in the native unit.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Sequences per call.")] = None,
-    label: Annotated[str | None, typer.Option(help="What the run was called.")] = None,
-    study: Annotated[str | None, typer.Option(help="Name of the study that asked, or profile.")] = None,
-    environment: Annotated[str | None, typer.Option(help="First digits of a fingerprint.")] = None,
+    device: OnlyDevice = None,
+    dtype: OnlyDtype = None,
+    batch_size: OnlyBatchSize = None,
+    label: OnlyLabel = None,
+    study: OnlyStudy = None,
+    environment: OnlyEnvironment = None,
     json: Json = False,
 ) -> None:
     """Write a report: answers first, then tipping points, costs against length, winners, breakdowns and warnings.
@@ -61,7 +71,6 @@ def command(
 
     Example: tippingpoint report before.sqlite -o report.html
     """
-    from tippingpoint.analysis.selection import Selection
     from tippingpoint.cli.lengths import read
     from tippingpoint.cli.output import progress, show, show_json
     from tippingpoint.errors import InputError
@@ -69,15 +78,14 @@ def command(
     from tippingpoint.report.figures import write_whole
     from tippingpoint.store import Store
     from tippingpoint.units import format_bytes, format_items
-    from tippingpoint.workload import DTYPES, PHASES, check_choice
 
-    chosen = _format(output, format_)
-    selection = Selection(
-        subjects=tuple(subject or ()),
-        phases=names(phase, "phase", PHASES) if phase else (),
-        lengths=length_range(range_) if range_ else None,
+    format = _format(output, format_)
+    filters = selection(
+        subject,
+        phase,
+        range_,
+        dtype,
         device=device,
-        dtype=dtype and check_choice("dtype", dtype, DTYPES),
         batch_size=batch_size,
         label=label,
         study=study,
@@ -85,7 +93,7 @@ def command(
     )
     with Store(store, create=False) as opened:
         held, broken_down = opened.sessions(), opened.breakdowns(label=label)
-    sessions = selection.of(held, str(store))
+    sessions = filters.of(held, str(store))
     lengths = read(data, modality, column, tokenizer, max_length) if data else None
     outcomes = [outcome for session in sessions for outcome in session.outcomes]
     progress(f"reporting {format_items(len(outcomes), 'outcome')}")
@@ -101,7 +109,7 @@ def command(
         raise InputError(
             f"your lengths are of {lengths.modality}, and {store} compares {there}; say --modality {there}"
         )
-    if chosen == "html":
+    if format == "html":
         from tippingpoint.report.page import page
 
         write_whole(page(found).encode(), output)
@@ -109,7 +117,7 @@ def command(
     else:
         from tippingpoint.report.export import export
 
-        files = export(found, chosen, output, rows=[row for session in sessions for row in session.rows()])
+        files = export(found, format, output, rows=[row for session in sessions for row in session.rows()])
     if json:
         points = [point for comparison in found.comparisons for point in comparison.tipping_points]
         said = {"answers": found.answers, "tipping_points": points, "missing": found.missing}
@@ -126,14 +134,15 @@ def _format(output: Path, asked: str | None) -> str:
         InputError: If neither says it, or the file cannot be written there.
     """
     from tippingpoint.errors import InputError
+    from tippingpoint.report.export import FORMATS
+    from tippingpoint.report.figures import check_folder
     from tippingpoint.workload import check_choice
 
     if asked is None and output.suffix.lower() not in _SUFFIXES:
         endings = ", ".join(_SUFFIXES)
         raise InputError(f"a report's file must end in one of {endings}, got {str(output)!r}; or say --format")
-    found = check_choice("format", asked, FORMATS) if asked else _SUFFIXES[output.suffix.lower()]
-    if not output.parent.is_dir():
-        raise InputError(f"the folder {str(output.parent)!r} does not exist; create it, or choose another")
+    found = check_choice("format", asked, ("html", *FORMATS)) if asked else _SUFFIXES[output.suffix.lower()]
+    check_folder(output)
     if output.is_dir() and found != "folder":
         raise InputError(f"{str(output)!r} is a folder; name a file in it, such as {str(output / 'report.html')!r}")
     return found

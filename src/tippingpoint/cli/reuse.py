@@ -230,11 +230,11 @@ def _check_output(path: Path) -> None:
         InputError: If it is a folder, or is to be in one that does not exist.
     """
     from tippingpoint.errors import InputError
+    from tippingpoint.report.figures import check_folder
 
     if path.is_dir():
         raise InputError(f"the output {str(path)!r} is a folder; give a file, such as {str(path / 'plan.json')!r}")
-    if not path.parent.is_dir():
-        raise InputError(f"the folder {str(path.parent)!r} does not exist; create it, or choose another")
+    check_folder(path)
 
 
 def _write(path: Path, plan: ReusePlan) -> None:

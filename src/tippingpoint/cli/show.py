@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tippingpoint.cli.options import Json, Subjects, length_range, names
+from tippingpoint.cli.options import (
+    Json,
+    OnlyBatchSize,
+    OnlyDevice,
+    OnlyDtype,
+    OnlyEnvironment,
+    OnlyLabel,
+    OnlyPhases,
+    OnlyStudy,
+    Subjects,
+    selection,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,17 +29,17 @@ if TYPE_CHECKING:
 def command(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="File of results.")],
     subject: Subjects = None,
-    phase: Annotated[str | None, typer.Option(help="Comma-separated: inference, training.")] = None,
+    phase: OnlyPhases = None,
     lengths: Annotated[str | None, typer.Option(help="SHORTEST:LONGEST length, in the native unit.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Sequences per call.")] = None,
+    device: OnlyDevice = None,
+    dtype: OnlyDtype = None,
+    batch_size: OnlyBatchSize = None,
     status: Annotated[
         str | None, typer.Option(help="ok, failed, or a kind: out_of_memory, timeout, crashed, unsupported.")
     ] = None,
-    label: Annotated[str | None, typer.Option(help="What the run was called.")] = None,
-    study: Annotated[str | None, typer.Option(help="Name of the study that asked, or profile.")] = None,
-    environment: Annotated[str | None, typer.Option(help="First digits of a fingerprint.")] = None,
+    label: OnlyLabel = None,
+    study: OnlyStudy = None,
+    environment: OnlyEnvironment = None,
     warnings: Annotated[bool, typer.Option("--warnings", help="Only what has warnings, and the warnings.")] = False,
     details: Annotated[bool, typer.Option("--details", help="Also everything known of each measurement.")] = False,
     speed_ups: Annotated[
@@ -52,7 +63,7 @@ def command(
 
     Example: tippingpoint show before.sqlite --subject bert --phase inference
     """
-    from tippingpoint.analysis.selection import STATUSES, Selection
+    from tippingpoint.analysis.selection import STATUSES
     from tippingpoint.cli.output import show, show_csv, show_json
     from tippingpoint.errors import AnswerError, InputError
     from tippingpoint.report.figures import check_path
@@ -66,23 +77,23 @@ def command(
         warning_lines,
     )
     from tippingpoint.store import Store
-    from tippingpoint.workload import DTYPES, PHASES, check_choice
+    from tippingpoint.workload import check_choice
 
     if csv and (json or speed_ups):
         raise InputError(f"--csv and {'--json' if json else '--speed-ups'} exclude each other")
     if figure:
         check_path(figure)
-    selection = Selection(
-        subjects=tuple(subject or ()),
-        phases=names(phase, "phase", PHASES) if phase else (),
-        lengths=length_range(lengths) if lengths else None,
+    filters = selection(
+        subject,
+        phase,
+        lengths,
+        dtype,
         device=device,
-        dtype=dtype and check_choice("dtype", dtype, DTYPES),
         batch_size=batch_size,
-        status=status and check_choice("status", status, STATUSES),
         label=label,
         study=study,
         environment=environment,
+        status=status and check_choice("status", status, STATUSES),
         doubtful=warnings,
     )
     with Store(store, create=False) as opened:
@@ -90,7 +101,7 @@ def command(
     parts = [breakdowns_line(str(store), breakdowns)] if breakdowns else []
     if parts and not held:
         raise AnswerError(f"{parts[0]}, and no measurements; measure something first")
-    chosen = selection.of(held, str(store))
+    chosen = filters.of(held, str(store))
     if figure:
         _draw_speed_ups(chosen, figure)
     if speed_ups:

@@ -31,6 +31,11 @@ class Lengths:
     multiple_of: int = 1
     reason: str = ""
 
+    @property
+    def shortest_multiple(self) -> int:
+        """Shortest legal length where lengths are whole numbers."""
+        return -(-int(self.minimum) // self.multiple_of) * self.multiple_of
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
@@ -204,8 +209,7 @@ class Architecture:
         rule = self.lengths
         if self.unit == "seconds":
             return max(rule.minimum, round(length, 3))
-        smallest = -(-int(rule.minimum) // rule.multiple_of) * rule.multiple_of
-        return max(smallest, round(length / rule.multiple_of) * rule.multiple_of)
+        return max(rule.shortest_multiple, round(length / rule.multiple_of) * rule.multiple_of)
 
     def runs_at(self, length: float) -> float:
         """Return the legal length at which inputs of any length run.
@@ -216,8 +220,7 @@ class Architecture:
         rule = self.lengths
         if self.unit == "seconds":
             return max(rule.minimum, length)
-        smallest = -(-int(rule.minimum) // rule.multiple_of) * rule.multiple_of
-        return max(smallest, int(length) // rule.multiple_of * rule.multiple_of)
+        return max(rule.shortest_multiple, int(length) // rule.multiple_of * rule.multiple_of)
 
     def positions(self, length: float) -> int:
         """Return sequence positions of a native length."""

@@ -16,7 +16,7 @@ from tippingpoint.errors import InputError
 from tippingpoint.report.answers import longer_share
 from tippingpoint.report.contents import Comparison, Contents
 from tippingpoint.report.document import Bullets, Heading, Paragraph, document
-from tippingpoint.report.figures import write_whole
+from tippingpoint.report.figures import check_folder, write_whole
 from tippingpoint.report.grids import Grid
 from tippingpoint.report.visible import as_cell
 from tippingpoint.workload import check_choice
@@ -84,8 +84,7 @@ def export(contents: Contents, format: str, path: Path, *, rows: Sequence[Row]) 
         InputError: If the format is unknown, or something cannot be written there.
     """
     check_choice("format", format, FORMATS)
-    if not path.parent.is_dir():
-        raise InputError(f"the folder {str(path.parent)!r} does not exist; create it, or choose another")
+    check_folder(path)
     if format != "folder" and path.is_dir():
         raise InputError(f"{str(path)!r} is a folder; name a file in it")
     files = []

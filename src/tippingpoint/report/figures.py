@@ -152,9 +152,18 @@ def check_path(path: str | os.PathLike[str]) -> Path:
     if target.suffix.lower().removeprefix(".") not in FORMATS:
         endings = ", ".join(f".{each}" for each in FORMATS)
         raise InputError(f"a figure's file must end in one of {endings}, got {str(target)!r}")
-    if not target.parent.is_dir():
-        raise InputError(f"the folder {str(target.parent)!r} does not exist; create it, or choose another")
+    check_folder(target)
     return target
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a file whose folder does not exist.
+
+    Raises:
+        InputError: If it does not.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"the folder {str(path.parent)!r} does not exist; create it, or choose another")
 
 
 def _rendered(chart: alt.LayerChart | alt.HConcatChart, kind: str) -> bytes:

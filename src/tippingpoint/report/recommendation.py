@@ -12,6 +12,7 @@ from tippingpoint.analysis.tipping_point import TippingPoint
 from tippingpoint.errors import InputError
 from tippingpoint.models.catalog import architecture_of
 from tippingpoint.report.document import Block, Bullets, Heading, Paragraph
+from tippingpoint.report.figures import check_folder, write_whole
 from tippingpoint.report.grids import Grid, grid_of
 from tippingpoint.report.markdown import markdown
 from tippingpoint.report.records import plain
@@ -30,13 +31,14 @@ def check_output(path: str | os.PathLike[str]) -> Path:
     target = Path(path)
     if target.suffix.lower() not in _ENDINGS:
         raise InputError(f"an answer's file must end in {' or '.join(_ENDINGS)}, got {str(target)!r}")
-    if not target.parent.is_dir():
-        raise InputError(f"the folder {str(target.parent)!r} does not exist; create it, or choose another")
+    check_folder(target)
     return target
 
 
 def write_recommendation(answer: Recommendation, path: Path) -> None:
     """Write an answer as Markdown or JSON, as the file's name ends.
+
+    The file becomes what it should be at once, or stays what it was.
 
     Raises:
         InputError: If it cannot be written there.
@@ -45,10 +47,7 @@ def write_recommendation(answer: Recommendation, path: Path) -> None:
         text = markdown(f"Use {answer.choice}", blocks(answer))
     else:
         text = json.dumps(plain(answer), indent=2) + "\n"
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{str(path)!r} cannot be written: {error.strerror}") from error
+    write_whole(text.encode(), path)
 
 
 def blocks(answer: Recommendation) -> Iterator[Block]:
