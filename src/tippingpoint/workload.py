@@ -316,6 +316,12 @@ class Workload:
         return ", compiled" * self.compiled + ", padded" * self.padded
 
     @property
+    def columns(self) -> dict[str, Any]:
+        """How it runs and on what, as the columns that all flat rows of results have of it."""
+        names = ("device", "dtype", "threads", "size", "layers", "width", "compiled", "padded")
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def any_batch(self) -> Workload:
         """The same at the smallest batch size it can have: what those share that differ by their batch size alone."""
         return self.replace(batch_size=2 if self.padded else 1)

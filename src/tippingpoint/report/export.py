@@ -192,7 +192,7 @@ def tipping_point_rows(contents: Contents) -> list[dict[str, Any]]:
 
 
 def _tip_row(comparison: Comparison, point: TippingPoint, contents: Contents) -> dict[str, Any]:
-    setting, workload = comparison.setting, comparison.setting.workload
+    setting = comparison.setting
     low, high = point.interval or (None, None)
     positions_low, positions_high = point.positions_interval or (None, None)
     return {
@@ -214,14 +214,7 @@ def _tip_row(comparison: Comparison, point: TippingPoint, contents: Contents) ->
         "sessions": point.sessions,
         "modality": setting.modality,
         "batch_size": setting.batch_size,
-        "device": workload.device,
-        "dtype": workload.dtype,
-        "threads": workload.threads,
-        "size": workload.size,
-        "layers": workload.layers,
-        "width": workload.width,
-        "compiled": workload.compiled,
-        "padded": workload.padded,
+        **setting.workload.columns,
         "label": setting.label,
         "environment": setting.environment,
     }
