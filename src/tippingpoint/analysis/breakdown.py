@@ -144,7 +144,7 @@ class Breakdown:
         outside = len(order) // 4
         return tuple(sorted(int(place) for place in order[outside : len(order) - outside]))
 
-    def _mean(self, values: Iterable[float]) -> float:
+    def typical_s(self, values: Iterable[float]) -> float:
         """Return seconds of a typical call, from those of each round.
 
         Shares of the plain call beside it are averaged, so that drift of the machine cancels; and averages add up.
@@ -160,12 +160,12 @@ class Breakdown:
     @cached_property
     def between_operators_s(self) -> float:
         """Seconds of a call that pass between operators: Python, the library's code, dispatching."""
-        return self._mean(self.between_s)
+        return self.typical_s(self.between_s)
 
     @cached_property
     def explained_s(self) -> float:
         """Seconds of all components and between operators."""
-        return sum(self._mean(each.seconds) for each in self.components) + self.between_operators_s
+        return sum(self.typical_s(each.seconds) for each in self.components) + self.between_operators_s
 
     @property
     def unexplained_s(self) -> float:
@@ -186,7 +186,7 @@ class Breakdown:
     @property
     def overhead(self) -> float:
         """What watching added to a clocked call, over a plain one."""
-        return self._mean(self.clocked_s) / self.whole_s - 1
+        return self.typical_s(self.clocked_s) / self.whole_s - 1
 
     @property
     def between_name(self) -> str:
@@ -211,7 +211,7 @@ class Breakdown:
         group, name, layer = place
         seconds = dict.fromkeys(self.directions, 0.0)
         for each in parts:
-            seconds[each.direction] += self._mean(each.seconds)
+            seconds[each.direction] += self.typical_s(each.seconds)
         accessed = [each.bytes_accessed for each in parts]
         return Row(
             group=group,
@@ -243,7 +243,7 @@ class Breakdown:
                 they are.
         """
         return sum(
-            self._mean(each.seconds)
+            self.typical_s(each.seconds)
             for each in self.components
             if each.group == ATTENTION and (projections or each.name not in AROUND)
         )

@@ -39,9 +39,13 @@ _HINTS = {
     "again where there is room and the disk works",
     "readonly": _UNWRITABLE,
     "read-only": _UNWRITABLE,
-    "locked": f"another process has been using it for over {PATIENCE_S:g} s",
+    "locked": "another process has been using it for too long; try again when that is done",
     "unable to open": "check that it is a file, and that it and its folder may be written to",
 }
+
+
+class DamagedError(StoreError):
+    """A store's file is not whole; parts of it may be salvaged."""
 
 
 class UnreadableError(Exception):
@@ -74,9 +78,10 @@ def explained(path: str | PathLike[str], doing: str) -> Iterator[None]:
     except sqlite3.Error as error:
         message = str(error).lower()
         hint = next((text for key, text in _HINTS.items() if key in message), str(error))
-        raise StoreError(f"the store {path} could not be {doing}: {hint}") from error
+        kind = DamagedError if hint is DAMAGED else StoreError
+        raise kind(f"the store {path} could not be {doing}: {hint}") from error
     except UnreadableError as error:
-        raise StoreError(f"the store {path} could not be {doing}: {DAMAGED}") from error
+        raise DamagedError(f"the store {path} could not be {doing}: {DAMAGED}") from error
 
 
 @contextmanager

@@ -27,9 +27,12 @@ from tippingpoint.store.reading import (
     read_sessions,
 )
 from tippingpoint.store.records import digest, dump, dump_environment
+from tippingpoint.store.rows import Row, breakdown_rows, environment_row, outcome_rows, sample_rows
 from tippingpoint.store.schema import bring_up_to_date, copy_up_to_date
 from tippingpoint.units import format_items
-from tippingpoint.workload import Workload
+from tippingpoint.workload import Workload, check_choice
+
+TABLES = ("outcomes", "samples", "environments", "breakdowns")
 
 
 class Store:
@@ -234,7 +237,32 @@ class Store:
 
         Every row has the same keys; what a failure does not have is None. Times are in seconds, sizes in bytes.
         """
-        return [row for session in self.sessions() for row in session.rows()]
+        return list(self.rows())
+
+    def rows(self, table: str = "outcomes") -> Iterator[Row]:
+        """Return the flat rows of a table, all of which have the same keys.
+
+        Args:
+            table: "outcomes" (see `measurements`), "samples" (a row for each timed block), "environments" (those that
+                were measured in), or "breakdowns" (a row for each component of a call, by layer and direction).
+
+        Raises:
+            InputError: If there is no such table.
+            StoreError: If the file is damaged.
+        """
+        check_choice("table", table, TABLES)
+        if table == "breakdowns":
+            return (row for stored in self.every_breakdown() for row in breakdown_rows(stored))
+        if table == "environments":
+            return map(environment_row, self._every_environment())
+        of_outcome = outcome_rows if table == "outcomes" else sample_rows
+        return (row for each in self.sessions() for outcome in each.outcomes for row in of_outcome(each, outcome))
+
+    def _every_environment(self) -> list[Environment]:
+        """Return the environments of outcomes and breakdowns, each once."""
+        found = self.environments()
+        found |= {b.found.environment.fingerprint: b.found.environment for b in self.every_breakdown()}
+        return list(found.values())
 
     def close(self) -> None:
         """Close the file."""
