@@ -30,6 +30,11 @@ class Part(NamedTuple):
     numbers: Sequence[int]
     values: list[Any]
 
+    @property
+    def where(self) -> str:
+        """What to call its first item."""
+        return str(self.values[0]) if self.holds == "file" else f"{self.path}:{self.numbers[0]}"
+
 
 @dataclass(slots=True)
 class Lengths:
@@ -44,6 +49,20 @@ class Lengths:
     lengths: np.ndarray
     kinds: dict[str, int] = field(default_factory=dict)
     named: list[tuple[int, Skipped]] = field(default_factory=list)
+
+    @classmethod
+    def empty(cls, count: int) -> Lengths:
+        """Return room for the lengths of so many items."""
+        return cls(np.full(count, math.nan))
+
+    def put(self, start: int, others: Lengths) -> None:
+        """Take over the lengths of the items from a place on."""
+        codes = [self.kinds.setdefault(kind, len(self.kinds)) for kind in others.kinds]
+        values = others.lengths.copy()
+        skipped = values < 0
+        values[skipped] = -1 - np.array(codes, float)[(-1 - values[skipped]).astype(int)]
+        self.lengths[start : start + len(values)] = values
+        self.named += [(start + index, item) for index, item in others.named][: MOST_NAMED - len(self.named)]
 
     def skip(self, index: int, item: Skipped) -> None:
         """Note that an item has no length."""
@@ -72,7 +91,7 @@ class LengthReader:
             InputError: If the tokenizer is a path that does not exist.
             DataError: If the tokenizer cannot be loaded or fails on a document.
         """
-        lengths = Lengths(np.full(sum(len(part.values) for part in parts), math.nan))
+        lengths = Lengths.empty(sum(len(part.values) for part in parts))
         waiting: list[tuple[int, Document]] = []
         characters = 0
         index = 0

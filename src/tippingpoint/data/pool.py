@@ -1,35 +1,25 @@
-"""Worker processes that read lengths beside one another, one batch each at a time.
-
-They are fresh interpreters: not those of `multiprocessing`, which would run the caller's main module again, and not
-forks, which do not go with a parent that has PyTorch's threads.
-"""
+"""Processes that read lengths beside one another, one batch each at a time."""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
 from tippingpoint.data.item_lengths import LengthReader, Lengths, Part
-from tippingpoint.errors import DataError, InputError, TippingPointError
+from tippingpoint.data.process import AVAILABLE, DiedError, Process
+from tippingpoint.data.skipped import Skipped
+from tippingpoint.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from tippingpoint.data.stream import Batch
 
 # Fewer are read in this process: starting others would take longer.
 _FEWEST_BATCHES = 3
-# One thread each, since there is a process for each core.
-_ONE_THREAD = {
-    "TOKENIZERS_PARALLELISM": "false",
-    "RAYON_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-}
+# So many items may end a process before something else than the items is taken to be wrong.
+_MOST_DEATHS = 50
 
 
 def usable_jobs(jobs: int | None) -> int:
@@ -50,10 +40,11 @@ def read_all(batches: Iterable[Batch], read: LengthReader, jobs: int) -> Iterato
 
     Raises:
         InputError: If the tokenizer is a path that does not exist.
-        DataError: If a worker process dies, or the tokenizer cannot be loaded or fails on a document.
+        DataError: If a worker process is killed or too many items end one, or the tokenizer cannot be loaded or
+            fails on a document.
     """
     batches = iter(batches)
-    ahead = list(islice(batches, _FEWEST_BATCHES)) if jobs > 1 and os.name == "posix" else []
+    ahead = list(islice(batches, _FEWEST_BATCHES)) if jobs > 1 and AVAILABLE else []
     if len(ahead) < _FEWEST_BATCHES:
         for batch in chain(ahead, batches):
             yield batch, read(batch.parts)
@@ -65,60 +56,24 @@ def read_all(batches: Iterable[Batch], read: LengthReader, jobs: int) -> Iterato
         pool.close()
 
 
-class _Worker:
+class _Worker(Process):
     """One process and the batch it is at."""
 
     def __init__(self, read: LengthReader) -> None:
-        self.connection, theirs = multiprocessing.Pipe()
-        # The caller's own path, so that the worker finds this package; not the folder it happens to be in.
-        path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tippingpoint.data.worker", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            env={**os.environ, **_ONE_THREAD, "PYTHONPATH": path},
-            # Ctrl-C is the parent's to handle.
-            start_new_session=True,
-        )
-        theirs.close()
+        super().__init__(read)
         self.batch: Batch | None = None
-        self._send(read)
 
     def begin(self, batch: Batch) -> None:
         """Hand a batch over."""
         self.batch = batch
-        self._send(batch.parts)
-
-    def _send(self, what: LengthReader | list[Part]) -> None:
-        try:
-            self.connection.send(what)
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise self._died() from error
+        self.send(batch.parts)
 
     def end(self) -> tuple[Batch, Lengths]:
         """Return the batch and its lengths."""
-        try:
-            answer = self.connection.recv()
-        except (EOFError, ConnectionResetError) as error:
-            raise self._died() from error
-        if isinstance(answer, TippingPointError):
-            raise answer
+        lengths = self.receive()
         assert self.batch is not None
         batch, self.batch = self.batch, None
-        return batch, answer
-
-    def _died(self) -> DataError:
-        code = self.process.wait()
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        parts = self.batch.parts if self.batch else []
-        place = f" at {parts[0].path or parts[0].values[0]!r} or soon after" if parts else ""
-        return DataError(f"a process that reads lengths {how}{place}; if memory ran out, use fewer jobs")
-
-    def close(self) -> None:
-        self.connection.close()
-        self.process.kill()
-        self.process.wait()
+        return batch, lengths
 
 
 class _Pool:
@@ -126,22 +81,78 @@ class _Pool:
         self._read = read
         self._jobs = jobs
         self._workers: list[_Worker] = []
+        self._deaths = 0
 
     def read(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Lengths]]:
         # A worker has one batch at a time, so neither side ever writes while the other does.
         for batch in batches:
             idle = [worker for worker in self._workers if worker.batch is None]
             if not idle and len(self._workers) < self._jobs:
-                self._workers.append(_Worker(self._read))
-                idle = self._workers[-1:]
-            if not idle:
+                idle = [self._start()]
+            while not idle:
                 for worker in self._ready():
-                    yield worker.end()
-                    idle.append(worker)
-            idle[0].begin(batch)
+                    yield self._end(worker)
+                idle = [worker for worker in self._workers if worker.batch is None]
+            try:
+                idle[0].begin(batch)
+            except DiedError as error:
+                yield batch, self._survive(idle[0], batch, error)
         while any(worker.batch for worker in self._workers):
             for worker in self._ready():
-                yield worker.end()
+                yield self._end(worker)
+
+    def _start(self) -> _Worker:
+        self._workers.append(_Worker(self._read))
+        return self._workers[-1]
+
+    def _end(self, worker: _Worker) -> tuple[Batch, Lengths]:
+        batch = worker.batch
+        assert batch is not None
+        try:
+            return worker.end()
+        except DiedError as error:
+            return batch, self._survive(worker, batch, error)
+
+    def _survive(self, dead: _Worker, batch: Batch, error: DiedError) -> Lengths:
+        """Put a new process in the place of a dead one, and find out by it which item of the batch was too much."""
+        self._replace(dead, batch.parts, error)
+        items = [
+            part._replace(numbers=[number], values=[value])
+            for part in batch.parts
+            for number, value in zip(part.numbers, part.values, strict=True)
+        ]
+        lengths = Lengths.empty(len(items))
+        waiting = [(0, len(items))]
+        while waiting:
+            start, end = waiting.pop()
+            worker = self._workers[-1]
+            try:
+                lengths.put(start, worker.ask(items[start:end]))
+            except DiedError as again:
+                self._replace(worker, items[start:end], again)
+                if end - start == 1:
+                    where = items[start].where
+                    lengths.skip(start, Skipped(where, f"the process that read it {again}"))
+                else:
+                    middle = (start + end) // 2
+                    waiting += [(middle, end), (start, middle)]
+        return lengths
+
+    def _replace(self, dead: _Worker, parts: list[Part], error: DiedError) -> None:
+        """Start a process in the place of a dead one, which becomes the last.
+
+        Raises:
+            DataError: If it was not an item that ended it, or too many did.
+        """
+        self._workers.remove(dead)
+        dead.close()
+        self._deaths += 1
+        if error.was_ended or self._deaths > _MOST_DEATHS:
+            place = f" at {parts[0].path or parts[0].values[0]!r} or soon after" if parts else ""
+            raise DataError(
+                f"a process that reads lengths {error}{place}; if memory ran out, use fewer jobs"
+            ) from error
+        self._start()
 
     def _ready(self) -> list[_Worker]:
         """Wait for a worker that has answered; return all that have."""

@@ -11,13 +11,16 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from tippingpoint.data.skipped import Skipped
 from tippingpoint.errors import InputError
 from tippingpoint.units import format_bytes
+
+if TYPE_CHECKING:
+    from tippingpoint.data.columns import ColumnReader
 
 SUFFIXES = (".jsonl", ".csv", ".parquet", ".arrow", ".jsonl.gz", ".csv.gz")
 
@@ -76,24 +79,30 @@ def is_arrow(path: str) -> bool:
     return suffix_of(path) in (".parquet", ".arrow")
 
 
-def read_records(path: str, column: str, modality: str) -> Iterator[Run | Skipped]:
+def read_records(
+    path: str, column: str, modality: str, columns: ColumnReader | None = None
+) -> Iterator[Run | Skipped]:
     """Yield the records of one file, and what of it could not be read.
 
     Args:
         path: A file with one of `SUFFIXES`.
         column: Field of a JSON Lines record, or column of the other files (the first row of CSV names them).
         modality: What the column is to be lengths of.
+        columns: Reads Parquet and Arrow files; one of its own, for this file alone, if not given.
 
     Raises:
         ColumnError: If the file has no such column, or it holds something that has no length.
     """
-    suffix = suffix_of(path)
     if is_arrow(path):
-        from tippingpoint.data.arrow_files import read_arrow, read_parquet
+        if columns is None:
+            from tippingpoint.data.columns import ColumnReader
 
-        runs = (read_parquet if suffix == ".parquet" else read_arrow)(path, column, modality)
+            with ColumnReader() as own:
+                yield from read_records(path, column, modality, own)
+            return
+        runs = columns.read(path, column, modality)
     else:
-        runs = (_csv if suffix.startswith(".csv") else _jsonl)(path, column, modality)
+        runs = (_csv if suffix_of(path).startswith(".csv") else _jsonl)(path, column, modality)
     nothing = True
     try:
         for run in runs:

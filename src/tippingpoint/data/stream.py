@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tippingpoint.data.columns import ColumnReader
 from tippingpoint.data.files import Wanted, stream_files
 from tippingpoint.data.item_lengths import Part
 from tippingpoint.data.records import SUFFIXES, ColumnError, Run, read_numbers, read_records, suffix_of
@@ -69,11 +70,15 @@ class ItemStream:
             InputError: If a path leads nowhere, the column is missing, or it has no use for the tokenizer.
             DataError: If a folder holds nothing readable.
         """
+        with ColumnReader() as columns:
+            yield from self._batches(columns)
+
+    def _batches(self, columns: ColumnReader) -> Iterator[Batch]:
         parts: list[Part] = []
         keys: list[np.ndarray] = []
         numbers: list[np.ndarray] = []
         size = count = 0
-        for run in self._runs():
+        for run in self._runs(columns):
             if isinstance(run, Skipped):
                 self.tally.note(self.sample.seen, run)
                 continue
@@ -104,7 +109,7 @@ class ItemStream:
         if parts:
             yield Batch(parts, np.concatenate(keys), np.concatenate(numbers))
 
-    def _runs(self) -> Iterator[Run | Skipped]:
+    def _runs(self, columns: ColumnReader) -> Iterator[Run | Skipped]:
         files: list[str] = []
         for found in stream_files(self.sources, self.wanted):
             if isinstance(found, Skipped):
@@ -112,7 +117,7 @@ class ItemStream:
             elif self.plain:
                 yield from read_numbers(found)
             elif suffix_of(found) in SUFFIXES:
-                yield from self._records(found)
+                yield from self._records(found, columns)
             else:
                 files.append(found)
                 if len(files) == _FILES_PER_BATCH:
@@ -121,9 +126,9 @@ class ItemStream:
         if files:
             yield _run_of(files)
 
-    def _records(self, path: str) -> Iterator[Run | Skipped]:
+    def _records(self, path: str, columns: ColumnReader) -> Iterator[Run | Skipped]:
         try:
-            yield from read_records(path, self.column, self.wanted.modality)
+            yield from read_records(path, self.column, self.wanted.modality, columns)
         except ColumnError as error:
             # What was given by its own name was meant; a folder may hold tables of other things.
             if path in map(os.path.expanduser, self.sources):

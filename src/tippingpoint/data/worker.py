@@ -1,7 +1,7 @@
-"""A process that turns batches of items into lengths, asked over a pipe: python -m tippingpoint.data.worker FD.
+"""The process behind `Process`, asked over a pipe: python -m tippingpoint.data.worker FD.
 
-The first thing to come is the `LengthReader`, then batches, each answered with its lengths or with the error that
-ends the reading. It ends when the other side hangs up.
+The first thing to come is the function, then what to call it with, each answered with what it returns or with the
+error that it raises. It ends when the other side hangs up.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from tippingpoint.errors import TippingPointError
 def serve(connection: Connection) -> None:
     """Answer until the parent hangs up."""
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        read = connection.recv()
+        function = connection.recv()
         while True:
-            parts = connection.recv()
+            question = connection.recv()
             try:
-                answer = read(parts)
+                answer = function(question)
             except TippingPointError as error:
                 answer = error
             connection.send(answer)
