@@ -80,7 +80,8 @@ def explained(path: str | PathLike[str], doing: str) -> Iterator[None]:
         hint = next((text for key, text in _HINTS.items() if key in message), str(error))
         kind = DamagedError if hint is DAMAGED else StoreError
         raise kind(f"the store {path} could not be {doing}: {hint}") from error
-    except UnreadableError as error:
+    except (UnreadableError, UnicodeDecodeError) as error:
+        # The latter: SQLite's own message holds bytes of the file, and they are no text.
         raise DamagedError(f"the store {path} could not be {doing}: {DAMAGED}") from error
 
 
