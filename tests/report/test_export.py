@@ -473,7 +473,7 @@ def test_a_file_stays_what_it_was_if_its_content_cannot_be_made(found, tmp_path:
 
     target = tmp_path / "report.csv"
     target.write_text("before")
-    monkeypatch.setattr(export_module, "_as_csv", broken_table)
+    monkeypatch.setattr(export_module, "as_csv", broken_table)
     with pytest.raises(RuntimeError, match="no room"):
         export(found, "csv", target, rows=ROWS)
     assert target.read_text() == "before"

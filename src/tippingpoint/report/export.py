@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,55 +16,11 @@ from tippingpoint.report.contents import Comparison, Contents
 from tippingpoint.report.document import Bullets, Heading, Paragraph, document
 from tippingpoint.report.figures import check_folder, write_whole
 from tippingpoint.report.grids import Grid
-from tippingpoint.report.visible import as_cell
+from tippingpoint.report.row_files import Row, as_csv, as_parquet
 from tippingpoint.workload import check_choice
-
-Row = Mapping[str, Any]
 
 # Figures in a PDF; the folder has all.
 _MOST_FIGURES = 24
-# Columns that are not numbers with a fraction, by their type in Parquet.
-_TYPES = {
-    "int64": (
-        "positions",
-        "batch_size",
-        "threads",
-        "layers",
-        "width",
-        "executed_positions",
-        "samples",
-        "processes",
-        "peak_bytes",
-        "weights_bytes",
-        "activations_bytes",
-        "flops",
-        "algorithmic_flops",
-        "bytes_accessed",
-        "parameters",
-        "positions_low",
-        "positions_high",
-        "sessions",
-    ),
-    "bool": ("compiled", "padded"),
-    "float64": (
-        "length",
-        "latency_s",
-        "latency_low_s",
-        "latency_high_s",
-        "first_call_s",
-        "spread",
-        "sequences_per_s",
-        "positions_per_s",
-        "flops_per_s",
-        "joules_per_call",
-        "length_low",
-        "length_high",
-        "measured_from",
-        "measured_to",
-        "longer_share",
-    ),
-}
-_TYPE_OF = {name: kind for kind, names in _TYPES.items() for name in names}
 
 
 def export(contents: Contents, format: str, path: Path, *, rows: Sequence[Row]) -> list[Path]:
@@ -140,42 +94,15 @@ def _folder(contents: Contents, path: Path, _: Sequence[Row]) -> Files:
 
 
 def _csv(contents: Contents, path: Path, rows: Sequence[Row]) -> Files:
-    yield path, _as_csv(rows)
-    yield _beside(path), _as_csv(tipping_point_rows(contents))
-
-
-def _as_csv(rows: Sequence[Row]) -> bytes:
-    """Return rows as CSV, which no spreadsheet takes for formulas; what is not there is empty."""
-    file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: as_cell(value) for key, value in row.items()} for row in rows)
-    return file.getvalue().encode("utf-8", "backslashreplace")
+    yield path, as_csv(rows)
+    yield _beside(path), as_csv(tipping_point_rows(contents))
 
 
 def _parquet(contents: Contents, path: Path, rows: Sequence[Row]) -> Files:
     environments = {key: asdict(each) for key, each in contents.environments.items()}
     told = {"tippingpoint.version": __version__, "tippingpoint.environments": json.dumps(environments)}
-    yield path, _as_parquet(rows, told)
-    yield _beside(path), _as_parquet(tipping_point_rows(contents), told)
-
-
-def _as_parquet(rows: Sequence[Row], told: Mapping[str, str]) -> bytes:
-    """Return rows as Parquet; a column has its type even where all of it is empty."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    names = list(rows[0]) if rows else []
-    schema = pa.schema([(name, _TYPE_OF.get(name, "string")) for name in names], metadata=dict(told))
-    plain = [{key: _whole_characters(value) for key, value in row.items()} for row in rows]
-    file = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist(plain, schema=schema), file)
-    return file.getvalue()
-
-
-def _whole_characters(value: object) -> object:
-    """Return a text that UTF-8 can hold: halves of characters, which file names may have, are spelled out."""
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+    yield path, as_parquet(rows, told)
+    yield _beside(path), as_parquet(tipping_point_rows(contents), told)
 
 
 def _beside(path: Path) -> Path:

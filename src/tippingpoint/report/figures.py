@@ -8,9 +8,10 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from tippingpoint.errors import InputError
 
@@ -130,11 +131,23 @@ def write_whole(content: bytes, path: str | os.PathLike[str]) -> None:
     Raises:
         InputError: If it cannot be written there.
     """
+    with whole_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file to write, which becomes what it should be when all is written, or stays what it was.
+
+    Raises:
+        InputError: If it cannot be written there.
+    """
     target = Path(path)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         try:
-            draft.write_bytes(content)
+            with draft.open("wb") as file:
+                yield file
             draft.replace(target)
         finally:
             draft.unlink(missing_ok=True)

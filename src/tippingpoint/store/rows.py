@@ -143,14 +143,7 @@ def _setting(workload: Workload) -> Row:
     return {
         "batch_size": workload.batch_size,
         "phase": workload.phase,
-        "device": workload.device,
-        "dtype": workload.dtype,
-        "threads": workload.threads,
-        "size": workload.size,
-        "layers": workload.layers,
-        "width": workload.width,
-        "compiled": workload.compiled,
-        "padded": workload.padded,
+        **workload.columns,
         "affinity": None if workload.affinity is None else _plain(workload.affinity),
     }
 
