@@ -139,8 +139,10 @@ class RayCluster:
                 **({} if address else {"include_dashboard": False}),
             )
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+            said = " ".join(str(error).split())[:300]
             raise InputError(
-                f"no Ray cluster could be joined at {address or 'this machine'}: {' '.join(str(error).split())[:300]}"
+                f"no Ray cluster could be joined at {address or 'this machine'}: {said}; "
+                "is it up, and is its token here (RAY_AUTH_TOKEN, or the file ~/.ray/auth_token)?"
             ) from error
         self._machine = machine or ThisMachine()
         self._slots: dict[int, _Running] = {}
