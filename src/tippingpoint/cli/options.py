@@ -93,6 +93,10 @@ def selection(
     )
 
 
+# A range of more could not be written down.
+_DIGITS_OF_A_CORE = 5
+
+
 def names(text: str, what: str, choices: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names in a comma-separated list.
 
@@ -151,7 +155,9 @@ def cores(text: str | None) -> tuple[int, ...] | None:
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+        ends = [first, last] if dash else [first]
+        legal = all(end.isdecimal() and len(end) <= _DIGITS_OF_A_CORE for end in ends)
+        if not legal or (dash and int(last) < int(first)):
             raise InputError(f"cores must be numbers or ranges, such as 0-3,8, got {text!r}")
         found += range(int(first), int(last or first) + 1)
     return check_affinity(found)
