@@ -13,8 +13,10 @@ from tippingpoint.cli import (
     compare,
     convert,
     doctor,
+    export,
     find,
     lengths,
+    merge,
     predict,
     profile,
     recommend,
@@ -23,6 +25,7 @@ from tippingpoint.cli import (
     reuse,
     show,
     study,
+    vacuum,
 )
 
 app = typer.Typer(
@@ -67,6 +70,9 @@ for _module, _name in (
     (show, "show"),
     (compare, "compare"),
     (report, "report"),
+    (export, "export"),
+    (merge, "merge"),
+    (vacuum, "vacuum"),
     (convert, "convert"),
 ):
     app.command(_name)(_module.command)
