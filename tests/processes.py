@@ -36,6 +36,11 @@ def descendants_of(pid: int) -> list[int]:
     return found + [deeper for child in found for deeper in descendants_of(child)]
 
 
+def workers_of(zygote: int) -> list[int]:
+    """Living workers of the process they are forked from; each has a keeper in between."""
+    return sorted(worker for keeper in children_of(zygote) for worker in children_of(keeper))
+
+
 def wait_until(condition: Callable[[], bool], *, seconds: float = 10.0) -> bool:
     """Poll; return whether the condition came true in time."""
     for _ in range(int(seconds / 0.02)):

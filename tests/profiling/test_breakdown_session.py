@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import children_of, needs_proc
+from processes import needs_proc, workers_of
 from tippingpoint import breakdown as exported
 from tippingpoint.analysis.breakdown import Breakdown
 from tippingpoint.errors import InputError, UnsupportedError
@@ -111,7 +111,7 @@ def test_progress_is_told_line_by_line():
 @needs_proc
 def test_no_process_is_left():
     broken_down(tiny("bert"))
-    assert children_of(Zygote.get().process.pid) == []
+    assert workers_of(Zygote.get().process.pid) == []
 
 
 def test_names_of_ones_own_reach_the_process():
@@ -145,7 +145,7 @@ def at_the_parts(number: signal.Signals) -> Callable[[str], None]:
 
     def listen(line: str) -> None:
         if line.endswith(": parts"):
-            (worker,) = children_of(Zygote.get().process.pid)
+            (worker,) = workers_of(Zygote.get().process.pid)
             os.kill(worker, number)
 
     return listen
@@ -156,16 +156,17 @@ def at_the_parts(number: signal.Signals) -> Callable[[str], None]:
     ("number", "kind", "sentence"),
     [
         (signal.SIGSTOP, "timeout", "'break down' took longer than 3 s and was stopped"),
-        (signal.SIGKILL, "crashed", "the process was ended by SIGKILL"),
+        (signal.SIGKILL, "crashed", "the process was ended by SIGKILL when it had held up to "),
     ],
 )
 def test_a_process_that_hangs_or_dies_is_a_failure(number, kind, sentence):
     broken_down(tiny("bert", 64))  # what is measured once for a machine takes longer than an answer may take below
     found = breakdown(tiny("bert", 64), budget_s=BUDGET_S, timeout_s=3.0, progress=at_the_parts(number))
     assert isinstance(found, Failure)
-    assert (found.kind, found.message, found.positions) == (kind, sentence, 64)
+    assert (found.kind, found.positions) == (kind, 64)
+    assert found.message.startswith(sentence)
     assert found.workload == tiny("bert", 64)
-    assert children_of(Zygote.get().process.pid) == []
+    assert workers_of(Zygote.get().process.pid) == []
 
 
 def test_a_trace_has_the_parts_as_ranges(tmp_path: Path):

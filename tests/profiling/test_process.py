@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from processes import children_of, is_alive, needs_proc, status, wait_until
+from processes import children_of, is_alive, needs_proc, status, wait_until, workers_of
 from tippingpoint.errors import InputError, TippingPointError
 from tippingpoint.profiling.process import WorkerError, WorkerProcess, Zygote
 from tippingpoint.workload import Workload
@@ -40,7 +40,8 @@ def test_every_worker_is_a_process_of_its_own_forked_from_one_that_stays(worker)
     parent = zygote_pid()
     with WorkerProcess("cpu", 1) as other:
         assert len({os.getpid(), parent, pid_of(worker), pid_of(other)}) == 4
-        assert status(pid_of(worker))["PPid"] == status(pid_of(other))["PPid"] == str(parent)
+        assert workers_of(parent) == sorted([pid_of(worker), pid_of(other)])
+        assert len(children_of(parent)) == 2
     assert zygote_pid() == parent
 
 
@@ -78,7 +79,7 @@ def test_closing_ends_the_process_and_closing_again_does_nothing():
     worker.close()
     assert not is_alive(pid_of(worker))
     worker.close()
-    assert children_of(zygote_pid()) == []
+    assert wait_until(lambda: not children_of(zygote_pid()))
 
 
 def test_leaving_by_an_exception_ends_the_process():
@@ -121,7 +122,7 @@ def test_a_worker_that_has_died_can_be_closed():
     with WorkerProcess("cpu", 1) as worker:
         os.kill(pid_of(worker), signal.SIGKILL)
     assert not is_alive(pid_of(worker))
-    assert children_of(zygote_pid()) == []
+    assert wait_until(lambda: not children_of(zygote_pid()))
 
 
 def test_a_worker_that_hangs_is_given_up_and_ended():
@@ -148,22 +149,31 @@ def test_a_device_that_is_not_there_is_one_clear_error_and_leaves_no_process():
     name = f"cuda:{torch.cuda.device_count()}"
     with pytest.raises(InputError, match=f"device '{name}' was asked for, and"):
         WorkerProcess(name, 1)
-    assert children_of(zygote_pid()) == []
+    assert wait_until(lambda: not children_of(zygote_pid()))
 
 
-def test_when_the_process_that_workers_are_forked_from_is_killed_they_end_and_the_next_one_gets_another(worker):
+def test_when_the_process_that_workers_are_forked_from_is_killed_they_go_on_and_the_next_one_gets_another(worker):
     before = zygote_pid()
     os.kill(before, signal.SIGKILL)
-    assert wait_until(lambda: not is_alive(pid_of(worker)))
-    error = failure_of(worker, "available_bytes")
-    assert error.kind == "crashed"
-    assert "has ended unexpectedly" in str(error)
+    assert worker.ask("available_bytes") > 0
     with WorkerProcess("cpu", 1) as other:
         assert other.ask("available_bytes") > 0
         assert zygote_pid() != before
+    assert worker.ask("available_bytes") > 0
 
 
 def test_a_worker_can_be_closed_after_the_process_it_was_forked_from_was_killed():
     with WorkerProcess("cpu", 1) as worker:
         os.kill(zygote_pid(), signal.SIGKILL)
-        assert wait_until(lambda: not is_alive(pid_of(worker)))
+    assert not is_alive(pid_of(worker))
+
+
+def test_a_process_to_fork_workers_from_that_ends_as_it_is_asked_has_a_successor():
+    asked = Zygote.get()
+    with pytest.MonkeyPatch.context() as patch:
+        # As if it had ended between the look and the question.
+        patch.setattr(asked.process, "poll", lambda: asked.process.returncode)
+        os.kill(asked.process.pid, signal.SIGKILL)
+        with WorkerProcess("cpu", 1) as worker:
+            assert worker.ask("available_bytes") > 0
+    assert Zygote.get() is not asked

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import errno
+import logging
 import os
 import signal
 import socket
@@ -12,26 +14,43 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from tippingpoint.errors import InputError, TippingPointError
 from tippingpoint.measurement import Environment
+from tippingpoint.profiling.device import now
+from tippingpoint.profiling.keeper import PID, End
+from tippingpoint.profiling.last_words import last_lines, one_line
+from tippingpoint.profiling.wire import GarbledError, Wire
 from tippingpoint.profiling.worker import Problem
-from tippingpoint.profiling.zygote import PID
+from tippingpoint.units import format_bytes
 
-_LOG_LINES = 5
+logger = logging.getLogger(__name__)
+
+# The zygote answers at once, and a keeper as soon as its worker's memory has been given back.
+_ANSWER_S = 60.0
+_END_S = 30.0
+# A worker that hung up is about to end; one that has not ended after so long goes on, and is ended.
+_ENDING_S = 5.0
+# Sockets that a process forked from this one must not keep open: their end is how others know of ours.
+_sockets: WeakSet[socket.socket] = WeakSet()
 
 
 class WorkerError(TippingPointError):
     """A worker could not answer: it becomes a `Failure` row of the given kind."""
 
     def __init__(self, kind: str, message: str, trace: str = "", refused: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(one_line(message, len(message)))
         self.kind = kind
         self.trace = trace
         self.refused = refused
+
+
+class _ZygoteGoneError(Exception):
+    """The zygote has ended, or does not answer."""
 
 
 class Zygote:
@@ -41,14 +60,13 @@ class Zygote:
     _lock = threading.Lock()
 
     def __init__(self) -> None:
-        ours, theirs = socket.socketpair()
+        self._control, theirs = _socket_pair()
         # NumPy's OpenBLAS would start its threads on import; workers use PyTorch's own pool.
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
         environment.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self.process = subprocess.Popen(
-            # -P: a numpy.py that lies in the folder someone measures in is not imported.
-            [sys.executable, "-P", "-m", "tippingpoint.profiling.zygote", str(theirs.fileno())],
+            [sys.executable, "-m", "tippingpoint.profiling.zygote", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -58,10 +76,13 @@ class Zygote:
             start_new_session=True,
         )
         theirs.close()
-        self._control = ours
-        if ours.recv(1) != b"r":
+        atexit.register(self.close)
+        if self._control.recv(1) != b"r":
             self.process.wait()
-            raise TippingPointError(f"the measuring process could not start: {_last_lines(self._log)}")
+            said = self._said()
+            self.close()
+            raise TippingPointError(f"the measuring process could not start: {said}")
+        self._control.settimeout(_ANSWER_S)
 
     @classmethod
     def get(cls) -> Zygote:
@@ -70,21 +91,39 @@ class Zygote:
             if cls._current is None or cls._current.process.poll() is not None:
                 if os.name != "posix":
                     raise TippingPointError(f"measuring needs Linux or macOS, this is {sys.platform}")
+                if cls._current is not None:
+                    cls._current.close()
                 cls._current = cls()
-                atexit.register(cls._current.close)
             return cls._current
 
-    def fork(self, connection: socket.socket, log: Any) -> int:
-        """Start a worker on a connected socket; return its process id."""
-        with self._lock, _ended_explained():
-            socket.send_fds(self._control, [b"f"], [connection.fileno(), log.fileno()])
-            return self._answer()
+    def fork(self, connection: socket.socket, life: socket.socket) -> int:
+        """Start a worker that answers on one socket, and whose life is told of on another; return its keeper's pid.
 
-    def reap(self, pid: int, *, kill: bool) -> int:
-        """Wait for a worker's end, killing it first if asked; return its wait status."""
-        with self._lock, _ended_explained():
-            self._control.sendall((b"k" if kill else b"w") + PID.pack(pid))
-            return self._answer()
+        Raises:
+            WorkerError: If the system lets no process be started.
+        """
+        with self._lock, self._answering():
+            socket.send_fds(self._control, [b"f"], [connection.fileno(), life.fileno()])
+            pid = self._answer()
+        if pid < 0:
+            raise WorkerError("crashed", f"no process could be started: {os.strerror(-pid)}")
+        return pid
+
+    def kill(self, keeper: int) -> None:
+        """Kill a keeper that does not answer, and with it its worker."""
+        with suppress(_ZygoteGoneError), self._lock, self._answering():
+            self._control.sendall(b"k" + PID.pack(keeper))
+            self._answer()
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Tell that the zygote is gone if it is, or if it does not answer; the next to need one starts another."""
+        try:
+            yield
+        except OSError as error:
+            self.process.kill()
+            self.process.wait()
+            raise _ZygoteGoneError from error
 
     def _answer(self) -> int:
         data = b""
@@ -95,20 +134,40 @@ class Zygote:
             data += part
         return PID.unpack(data)[0]
 
+    def _said(self) -> str:
+        size = self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, size - 4096))
+        return last_lines(self._log.read())
+
     def close(self) -> None:
-        """Hang up; the zygote kills whatever is still alive and ends."""
+        """Hang up; the zygote ends whatever is still alive, and itself. Closing twice is harmless."""
+        atexit.unregister(self.close)
         self._control.close()
-        self.process.wait()
+        try:
+            self.process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         self._log.close()
 
+    @classmethod
+    def after_fork(cls) -> None:
+        """Let a process forked from this one start a zygote of its own, and hold none of the sockets."""
+        if cls._current is not None:
+            atexit.unregister(cls._current.close)
+        cls._current, cls._lock = None, threading.Lock()
+        for each in list(_sockets):
+            each.close()
 
-@contextmanager
-def _ended_explained() -> Iterator[None]:
-    """Turn a connection that breaks because the zygote is gone into the failure of a worker."""
-    try:
-        yield
-    except OSError as error:
-        raise WorkerError("crashed", "the measuring process has ended unexpectedly") from error
+
+os.register_at_fork(after_in_child=Zygote.after_fork)
+
+
+def _socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Return two connected sockets; the first is this process's own."""
+    ours, theirs = socket.socketpair()
+    _sockets.add(ours)
+    return ours, theirs
 
 
 class WorkerProcess:
@@ -122,6 +181,7 @@ class WorkerProcess:
 
     Raises:
         InputError: If the device is not there, or a core is not.
+        WorkerError: If it could not be started.
     """
 
     def __init__(
@@ -132,25 +192,39 @@ class WorkerProcess:
         affinity: tuple[int, ...] | None = None,
         timeout_s: float | None = None,
     ) -> None:
-        self._zygote = Zygote.get()
         self._timeout_s = timeout_s
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+        self._lost: WorkerError | None = None
         self._oom_kills = _count_oom_kills()
-        ours, theirs = socket.socketpair()
         try:
-            with theirs:
-                self.pid = self._zygote.fork(theirs, self._log)
-        except WorkerError:
-            ours.close()
-            self._log.close()
-            raise
-        self._connection = Connection(ours.detach())
-        self._alive = True
+            self._start()
+        except _ZygoteGoneError:
+            self._start()  # another one takes its place
         try:
-            self._connection.send((device, threads, affinity))
-            self.environment: Environment = self._receive("starting")
+            self.environment: Environment = self._ask("starting", (device, threads, affinity))
         except BaseException:
             self.close()
+            raise
+
+    def _start(self) -> None:
+        connection, theirs = _socket_pair()
+        self._life, keepers = _socket_pair()
+        self._wire = Wire(connection)
+        try:
+            with theirs, keepers:
+                self._zygote = Zygote.get()
+                self._keeper = self._zygote.fork(theirs, keepers)
+            self._life.settimeout(_ANSWER_S)
+            told = self._life.recv(PID.size)
+            # Nothing is told if the keeper was killed before it could.
+            (self.pid,) = PID.unpack(told) if len(told) == PID.size else (-errno.ECHILD,)
+            if self.pid < 0:
+                raise WorkerError("crashed", f"no process could be started: {os.strerror(-self.pid)}")
+        except TimeoutError as error:
+            self._zygote.kill(self._keeper)
+            self._hang_up()
+            raise WorkerError("crashed", "the process took too long to start") from error
+        except BaseException:
+            self._hang_up()
             raise
 
     def ask(self, method: str, *arguments: Any) -> Any:
@@ -158,61 +232,107 @@ class WorkerProcess:
 
         Raises:
             InputError: If the workload is not legal.
-            WorkerError: If it raised, died or took too long.
+            WorkerError: If it raised, died or took too long, now or before.
         """
-        try:
-            self._connection.send((method, arguments))
-        except OSError:
-            raise self._death() from None
-        return self._receive(method.replace("_", " "))
+        return self._ask(method.replace("_", " "), (method, arguments))
 
-    def _receive(self, doing: str) -> Any:
-        if not self._connection.poll(self._timeout_s):
-            self._end(kill=True)
-            raise WorkerError("timeout", f"'{doing}' took longer than {self._timeout_s:.0f} s and was stopped")
+    def _ask(self, doing: str, message: tuple[Any, ...]) -> Any:
+        if self._lost is not None:
+            raise self._lost
+        deadline = None if self._timeout_s is None else now() + self._timeout_s
         try:
-            good, result = self._connection.recv()
+            self._wire.send(message, deadline)
+            good, result = self._wire.receive(deadline, self._life)
+            if not good and not isinstance(result, Problem):
+                raise GarbledError("an error that is none")
+        except TimeoutError:
+            assert self._timeout_s is not None
+            what = f"'{doing}' took longer than {self._timeout_s:g} s and was stopped"
+            raise self._lose("timeout", what, self._end()) from None
         except (EOFError, OSError):
             raise self._death() from None
+        except (GarbledError, TypeError, ValueError) as error:
+            what = f"'{doing}' was answered with what is no answer ({error}), and the process was stopped"
+            raise self._lose("crashed", what, self._end()) from None
         if good:
             return result
-        assert isinstance(result, Problem)
         if result.kind == "input":
-            raise InputError(result.message)
+            raise InputError(one_line(result.message, len(result.message)))
         raise WorkerError(result.kind, result.message, result.trace, result.refused)
+
+    def _lose(self, kind: str, what: str, end: End | None) -> WorkerError:
+        """Return what happened to a worker that is no more, with its last words."""
+        said = last_lines(end.said) if end else ""
+        self._lost = WorkerError(kind, f"{what}; it last said: {said}" if said else what)
+        return self._lost
 
     def _death(self) -> WorkerError:
         """Find out how the worker died."""
-        status = self._end(kill=False)
-        said = _last_lines(self._log)
-        said = f"; it last said: {said}" if said else ""
-        if os.WIFSIGNALED(status):
-            number = os.WTERMSIG(status)
-            if number == signal.SIGKILL and _count_oom_kills() > self._oom_kills:
-                return WorkerError("out_of_memory", f"the system killed the process for want of memory{said}")
-            return WorkerError("crashed", f"the process was ended by {signal.Signals(number).name}{said}")
-        return WorkerError("crashed", f"the process left with status {os.WEXITSTATUS(status)}{said}")
+        went_on = not self._ends_within(_ENDING_S)
+        end = self._end()
+        if went_on:
+            return self._lose("crashed", "the process hung up but went on, and was stopped", end)
+        if end is None:
+            return self._lose("crashed", "the process and what watched over it were killed", end)
+        if not os.WIFSIGNALED(end.status):
+            return self._lose("crashed", f"the process left with status {os.WEXITSTATUS(end.status)}", end)
+        number = os.WTERMSIG(end.status)
+        if number != signal.SIGKILL:
+            return self._lose("crashed", f"the process was ended by {_signal_name(number)}", end)
+        held = f" when it had held up to {format_bytes(end.peak_bytes)}"
+        if _count_oom_kills() > self._oom_kills:
+            return self._lose("out_of_memory", f"the system killed the process for want of memory{held}", end)
+        return self._lose("crashed", f"the process was ended by SIGKILL{held}", end)
 
-    def _end(self, *, kill: bool) -> int:
-        self._alive = False
-        return self._zygote.reap(self.pid, kill=kill)
+    def _ends_within(self, seconds: float) -> bool:
+        """Wait for the worker's end without bringing it about; return whether it came."""
+        return bool(wait([self._life], seconds))
+
+    def _end(self) -> End | None:
+        """End the worker and all it has started; return how it ended, None if nobody can tell."""
+        told = b""
+        deadline = now() + _END_S
+        try:
+            with suppress(OSError):  # it has ended already
+                self._life.shutdown(socket.SHUT_WR)
+            while True:
+                self._life.settimeout(max(1e-3, deadline - now()))
+                part = self._life.recv(65536)
+                if not part:
+                    return End.unpack(told)
+                told += part
+        except TimeoutError:
+            logger.warning("the measuring process %d could not be ended", self.pid)
+            self._zygote.kill(self._keeper)
+        except ConnectionError:
+            pass
+        return None
 
     def close(self) -> None:
         """End the worker at once; nothing in it is worth keeping. Closing twice is harmless."""
-        if self._log.closed:
+        if self._life.fileno() < 0:
             return
-        self._connection.close()
-        if self._alive:
-            # Without the zygote there is nobody to ask, and nothing to end: its workers went with it.
-            with suppress(WorkerError):
-                self._end(kill=True)
-        self._log.close()
+        if self._lost is None:
+            self._end()
+            self._lost = WorkerError("crashed", "the process has been closed")
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        self._wire.close()
+        self._life.close()
 
     def __enter__(self) -> WorkerProcess:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # those in between the real-time ones have no names
+        return f"signal {number}"
 
 
 def _count_oom_kills() -> int:
@@ -223,11 +343,3 @@ def _count_oom_kills() -> int:
             fields = (line.split() for line in path.read_text().splitlines())
             total += sum(int(value) for name, value in fields if name == "oom_kill")
     return total
-
-
-def _last_lines(log: Any) -> str:
-    """Return the last words of a log, on one line."""
-    size = log.seek(0, os.SEEK_END)
-    log.seek(max(0, size - 4096))
-    lines = log.read().decode(errors="replace").splitlines()
-    return " | ".join([line.strip()[-200:] for line in lines if line.strip()][-_LOG_LINES:])

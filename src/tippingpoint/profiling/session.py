@@ -123,8 +123,11 @@ class Arm:
             raise TippingPointError(f"a measuring process could not start: {error}") from error
         with started as worker:
             self.worker = worker
-            # CUDA and the driver may number GPUs in different orders.
-            uuid = "" if self.workload.device == "cpu" else worker.ask("device_uuid")
+            # CUDA and the driver may number GPUs in different orders. If it dies of that, so does the next question.
+            uuid = ""
+            if self.workload.device != "cpu":
+                with contextlib.suppress(WorkerError):
+                    uuid = worker.ask("device_uuid")
             self.watch = Watch(self.workload.device, worker.pid, uuid=uuid)
             try:
                 yield worker

@@ -10,8 +10,8 @@ import importlib
 import os
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from tippingpoint.errors import InputError, TippingPointError, UnsupportedError, WontFitError
@@ -22,6 +22,7 @@ from tippingpoint.models.own import is_own
 from tippingpoint.profiling.device import Device, open_device
 from tippingpoint.profiling.energy import measure_energy, open_meter
 from tippingpoint.profiling.environment import device_uuid, read_environment
+from tippingpoint.profiling.last_words import one_line
 from tippingpoint.profiling.memory import (
     SAFE_SHARE,
     KnownPoints,
@@ -33,6 +34,7 @@ from tippingpoint.profiling.memory import (
 )
 from tippingpoint.profiling.peaks import measure_peaks
 from tippingpoint.profiling.timing import WarmUp, calls_per_block, warm_up
+from tippingpoint.profiling.wire import Wire
 from tippingpoint.units import format_bytes
 from tippingpoint.workload import Workload
 
@@ -40,6 +42,12 @@ if TYPE_CHECKING:
     from tippingpoint.analysis.breakdown import Parts
     from tippingpoint.models.build import Call
     from tippingpoint.models.components import Patterns
+
+# What PyTorch and the C++ library say of want of memory without an exception of its own.
+_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "bad_alloc")
+# Of a trace its end is kept, of a group of exceptions the first ones are named.
+_TRACE_CHARACTERS = 20_000
+_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,15 +367,21 @@ def _touch_libraries(device: str, dtype: str) -> None:
 
 def classify(error: BaseException) -> Problem:
     """Return what an exception means for a study: the kind of failure and one sentence."""
-    import torch
+    try:
+        return _classify(error)
+    except BaseException:  # noqa: BLE001 (a subject's exception may raise when it is looked at)
+        return Problem("crashed", "an exception was raised that cannot be described", "")
 
-    trace = "".join(traceback.format_exception(error))
-    message = f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        # PyTorch's allocator on the CPU says one or the other and raises nothing narrower.
-        isinstance(error, RuntimeError)
-        and any(words in str(error) for words in ("not enough memory", "can't allocate memory"))
-    ):
+
+def _classify(error: BaseException) -> Problem:
+    trace = "".join(traceback.format_exception(error))[-_TRACE_CHARACTERS:]
+    message = _describe(error)
+    if isinstance(error, BaseExceptionGroup):
+        leaves = _leaves(error)
+        message = f"{message}: {'; '.join(map(_describe, leaves[:_NAMED]))}"
+        ran_out = any(map(_is_out_of_memory, leaves))
+        return Problem("out_of_memory" if ran_out else "crashed", one_line(message), trace)
+    if _is_out_of_memory(error):
         return Problem("out_of_memory", message, trace)
     if isinstance(error, WontFitError):
         return Problem("out_of_memory", str(error), trace, "measured" if error.measured else "bound")
@@ -382,16 +396,44 @@ def classify(error: BaseException) -> Problem:
     return Problem("crashed", message, trace)
 
 
-def serve(connection: Connection) -> None:
+def _is_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        # PyTorch's allocator on the CPU says one or the other and raises nothing narrower.
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    )
+
+
+def _describe(error: BaseException) -> str:
+    """Return class and message of an exception, on one line."""
+    try:
+        said = str(error)
+    except BaseException as another:  # noqa: BLE001
+        said = f"(its message raises {type(another).__name__})"
+    return one_line(f"{type(error).__name__}: {said}")
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """Return the exceptions of a group and of the groups in it."""
+    return [
+        leaf
+        for error in group.exceptions
+        for leaf in (_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    ]
+
+
+def serve(wire: Wire) -> None:
     """Answer the parent until it hangs up.
 
     The first message is (device name, threads, affinity) and is answered with the environment; each later one is
     (method, arguments). Answers are (True, result) or (False, Problem).
     """
     worker: Worker | None = None
+    own = os.getpid()
     while True:
         try:
-            message = connection.recv()
+            message = wire.receive()
         except EOFError:
             return  # the parent is gone or done; nothing to clean up
         try:
@@ -402,10 +444,23 @@ def serve(connection: Connection) -> None:
             else:
                 method, arguments = message
                 result = getattr(worker, method)(*arguments)
-        except Exception as error:  # noqa: BLE001 (the isolation boundary: whatever a subject raises is a row)
+        except BaseException as error:  # noqa: BLE001 (the isolation boundary: whatever a subject raises is a row)
             answer = (False, classify(error))
         else:
             answer = (True, result)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        connection.send(answer)
+        if os.getpid() != own:
+            os._exit(0)  # a process that the subject forked came back here; only one may answer
+        with suppress(Exception):  # the subject may have closed them
+            sys.stdout.flush()
+            sys.stderr.flush()
+        _answer(wire, answer)
+
+
+def _answer(wire: Wire, answer: tuple[bool, Any]) -> None:
+    try:
+        wire.send(answer)
+    except OSError:
+        raise
+    except Exception as error:  # noqa: BLE001 (raised before a byte was sent: what a subject made cannot be pickled)
+        problem = classify(error)
+        wire.send((False, replace(problem, message=f"its answer cannot be sent: {problem.message}")))

@@ -5,22 +5,31 @@ starts no thread pool and no CUDA context, since neither survives a fork.
 
     python -m tippingpoint.profiling.zygote FD
 
-FD is a connected socket to the parent. Requests are one byte: `f` comes with two descriptors (the worker's
-socket and its log) and is answered with a process id; `w` and `k` are followed by a process id, wait for that
-process (`k` kills it first) and are answered with its wait status. When the parent goes away, by whatever
-means, every worker is killed.
+FD is a connected socket to the parent. Requests are one byte: `f` comes with two descriptors (the worker's socket
+for questions and the keeper's for the worker's life) and is answered with the pid of the worker's keeper; `k` is
+followed by the pid of a keeper that does not answer, which is killed, and is answered with 0. What cannot be done is
+answered with an error number below zero. When the parent goes away, by whatever means, every worker is ended; and
+what a keeper leaves that was killed itself is the zygote's to end.
 """
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
+import select
 import signal
 import socket
-import struct
 import sys
+import traceback
 
-PID = struct.Struct("q")
+from tippingpoint.profiling.device import now
+from tippingpoint.profiling.family import Bell, adopt_orphans, children, signal_all
+from tippingpoint.profiling.keeper import PID, keep
+
+# Keepers that were asked to end are killed after so many seconds.
+_PATIENCE_S = 10.0
+_LOOK_AGAIN_S = 0.05
 
 
 def preload() -> None:
@@ -31,7 +40,7 @@ def preload() -> None:
     from torch.utils import flop_counter  # noqa: F401
 
     from tippingpoint.models import build, catalog  # noqa: F401
-    from tippingpoint.profiling import path, worker  # noqa: F401
+    from tippingpoint.profiling import path, wire, worker  # noqa: F401
     from tippingpoint.profiling.environment import software
 
     for row in catalog.ARCHITECTURES.values():
@@ -45,67 +54,93 @@ def preload() -> None:
     torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])
 
 
-def run(control: socket.socket) -> None:
-    """Serve requests of the parent until it hangs up."""
-    children: set[int] = set()
-    try:
-        _serve(control, children)
-    finally:
-        for pid in children:
-            os.kill(pid, signal.SIGKILL)
+class _Zygote:
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._keepers: set[int] = set()
+        self._bell = Bell()
+        self._poller = select.poll()
+        for each in (control, self._bell):
+            self._poller.register(each, select.POLLIN)
 
+    def run(self) -> None:
+        """Serve requests of the parent until it hangs up, or this process is asked to end."""
+        is_over = False
+        while not is_over:
+            for descriptor, _ in self._poller.poll():
+                if descriptor == self._bell.fileno():
+                    is_over |= self._bell.silence()
+                    self._tidy_up()
+                else:
+                    is_over |= not self._serve()
 
-def _serve(control: socket.socket, children: set[int]) -> None:
-    while True:
-        request, descriptors, _, _ = socket.recv_fds(control, 1, 2)
-        if not request:
-            return
-        if request == b"f":
-            pid = os.fork()
-            if pid == 0:
-                control.close()
-                _become_worker(*descriptors)
+    def _serve(self) -> bool:
+        """Serve one request; return whether there was one."""
+        try:
+            request, descriptors, _, _ = socket.recv_fds(self._control, 1, 2)
+            if not request:
+                return False
+            if request == b"f" and len(descriptors) == 2:
+                answer = self._fork(*descriptors)
+            elif request == b"k":
+                (pid,) = PID.unpack(_receive_exactly(self._control, PID.size))
+                answer = self._kill(pid)
+            else:
+                answer = -errno.EINVAL
             for descriptor in descriptors:
                 os.close(descriptor)
-            children.add(pid)
-            control.sendall(PID.pack(pid))
-        else:
-            (pid,) = PID.unpack(_receive_exactly(control, PID.size))
-            if request == b"k":
-                os.kill(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
-            children.discard(pid)
-            control.sendall(PID.pack(status))
+            self._control.sendall(PID.pack(answer))
+        except (EOFError, ConnectionError):
+            return False  # the parent went away in the middle of it
+        return True
 
+    def _fork(self, connection: int, life: int) -> int:
+        try:
+            pid = os.fork()
+        except OSError as error:
+            return -(error.errno or errno.EAGAIN)
+        if pid == 0:
+            try:
+                self._bell.take_down()
+                self._control.close()
+                keep(socket.socket(fileno=life), socket.socket(fileno=connection))
+            except BaseException:  # noqa: BLE001 (what it was is told, and this process ends)
+                traceback.print_exc()
+            finally:
+                os._exit(0)
+        self._keepers.add(pid)
+        return pid
 
-def _become_worker(connection_descriptor: int, log_descriptor: int) -> None:
-    """Serve one parent's questions and leave without running the zygote's clean-up."""
-    status = 1
-    try:
-        _die_with_parent()
-        os.dup2(log_descriptor, 1)
-        os.dup2(log_descriptor, 2)
-        os.close(log_descriptor)
-        from multiprocessing.connection import Connection
+    def _kill(self, pid: int) -> int:
+        # Nobody has waited for it yet, so the number is still its own.
+        if pid not in self._keepers:
+            return -errno.ESRCH
+        os.kill(pid, signal.SIGKILL)
+        return 0
 
-        from tippingpoint.profiling.worker import serve
+    def _tidy_up(self) -> bool:
+        """Forget keepers that have ended and end what they have left; return whether any child is left."""
+        while True:
+            try:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                break
+            self._keepers.discard(pid)
+        signal_all(set(children()) - self._keepers, signal.SIGKILL)
+        return True
 
-        serve(Connection(connection_descriptor))
-        status = 0
-    finally:
-        os._exit(status)
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this worker should the zygote be killed, and to prefer it when memory runs out."""
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    with open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
+    def end(self) -> None:
+        """End every worker."""
+        self._poller.unregister(self._control)
+        signal_all(self._keepers, signal.SIGTERM)
+        begin = now()
+        while self._tidy_up():
+            if now() - begin > _PATIENCE_S:
+                signal_all(self._keepers, signal.SIGKILL)
+            self._poller.poll(1000 * _LOOK_AGAIN_S)
+            self._bell.silence()
 
 
 def _receive_exactly(control: socket.socket, size: int) -> bytes:
@@ -124,8 +159,13 @@ def main() -> None:
     preload()
     gc.collect()
     gc.freeze()
+    adopt_orphans()
+    zygote = _Zygote(control)
     control.sendall(b"r")
-    run(control)
+    try:
+        zygote.run()
+    finally:
+        zygote.end()
 
 
 if __name__ == "__main__":
