@@ -4,6 +4,7 @@
     a slot that opens   gets the comparison that should take longest, with everything known of it
     a finished session  goes to the store at once; this process alone writes there
     a lost slot         gives its comparison back, and another slot goes on from the last finished session
+    a bad machine       rests after its losses, twice as long after each, and is then tried with one comparison
 
 How machines are found, held and let go is the cluster's own business; see `Cluster`.
 """
@@ -13,8 +14,9 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -34,6 +36,8 @@ logger = logging.getLogger(__name__)
 _MOST_PENDING = 16
 # A comparison that loses its slot so many times in a row, with no session finished in between, is given up.
 _MOST_LOSSES = 3
+# What goes wrong time after time is left alone for 2, 4, 8 ... seconds, and for no longer than this.
+_MOST_REST_S = 300.0
 _TICK_S = 1.0
 # After so long without a slot, say what the cluster has.
 _SAY_S = 10.0
@@ -123,6 +127,7 @@ class Comparison:
         losses: Slots lost in a row, with no session finished in between.
         avoided: Machines where that happened.
         trouble: Why it was given up; empty if it was not.
+        key: Of the study; see `study_key`.
     """
 
     study: Study
@@ -131,6 +136,10 @@ class Comparison:
     losses: int = 0
     avoided: set[str] = field(default_factory=set)
     trouble: str = ""
+    key: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.key = study_key(self.study)
 
     @property
     def place(self) -> Place:
@@ -159,15 +168,29 @@ class Queue:
         """Let a comparison wait."""
         heapq.heappush(self._waiting[comparison.place], (-remaining_s, next(self._order), comparison))
 
-    def take(self, place: Place, node: str) -> Comparison | None:
-        """Return what a slot should do next; rather not what has just been lost on the same machine."""
-        waiting, passed = self._waiting[place], []
-        while waiting and node in waiting[0][-1].avoided:
-            passed.append(heapq.heappop(waiting))
-        chosen = heapq.heappop(waiting) if waiting else passed.pop(0) if passed else None
+    def take(self, place: Place, node: str, nodes: Collection[str]) -> Comparison | None:
+        """Return what a slot should do next, None if nothing waits that it should do.
+
+        Args:
+            place: What the slot is.
+            node: Its machine. What was lost there waits for another one, as long as there is one where it was not.
+            nodes: Every machine with such slots.
+        """
+        waiting, passed, chosen = self._waiting[place], [], None
+        while waiting and chosen is None:
+            entry = heapq.heappop(waiting)
+            avoided = entry[-1].avoided
+            if node in avoided and not avoided.issuperset(nodes):
+                passed.append(entry)
+            else:
+                chosen = entry[-1]
         for entry in passed:
             heapq.heappush(waiting, entry)
-        return chosen and chosen[-1]
+        return chosen
+
+    def waits(self, place: Place) -> bool:
+        """Whether a comparison waits for a kind of place."""
+        return bool(self._waiting[place])
 
     def waiting(self) -> dict[Place, int]:
         """Return how many comparisons wait for each kind of place."""
@@ -177,8 +200,21 @@ class Queue:
 @dataclass(slots=True)
 class _Slot:
     place: Place
-    node: str | None = None
+    node: str
     comparison: Comparison | None = None
+
+
+@dataclass(slots=True)
+class _Rest:
+    """How often in a row something went wrong, and until when it is left alone."""
+
+    losses: int = 0
+    until: float = -math.inf
+
+    def begin(self, now: float, *, losses: int = 0) -> None:
+        """Leave it alone from now on, after further losses."""
+        self.losses += losses
+        self.until = now + min(2.0**self.losses, _MOST_REST_S)
 
 
 class Coordinator:
@@ -211,8 +247,12 @@ class Coordinator:
         self._queue = Queue()
         for comparison in comparisons:
             self._queue.put(comparison, comparison.remaining_s(label))
+        self._asked: dict[int, Place] = {}
         self._slots: dict[int, _Slot] = {}
-        self._stillborn = 0
+        # Open slots with nothing to do, for now.
+        self._idle: set[int] = set()
+        # Of machines where comparisons were lost, and of kinds of which slots were lost before they were open.
+        self._rests: dict[str | Place, _Rest] = {}
 
     def run(self) -> None:
         """Measure until nothing is left.
@@ -221,78 +261,125 @@ class Coordinator:
             StoreError: If results cannot be written.
             AnswerError: If no slot has been open for too long.
         """
-        idle_since, said = self._cluster.now(), False
+        looked, idle_since, said = -math.inf, self._cluster.now(), False
         while self._left:
-            self._ask_for_slots()
+            if self._cluster.now() >= looked + _TICK_S:
+                looked = self._cluster.now()
+                self._ask_for_slots()
+                for number in sorted(self._idle):
+                    self._give_next(number)
             for event in self._cluster.events(_TICK_S):
-                if event.slot in self._slots:
-                    self._handle(event)
-            if any(slot.node is not None for slot in self._slots.values()):
+                self._handle(event)
+            if self._slots:
                 idle_since, said = self._cluster.now(), False
                 continue
             waited = self._cluster.now() - idle_since
             if waited > _SAY_S and not said:
-                wanted = ", ".join(map(str, self._queue.waiting()))
-                self._say(f"waiting for {wanted}; the cluster offers {self._cluster.offers()}")
+                self._say(f"waiting for {self._wanted()}; the cluster offers {self._cluster.offers()}")
                 said = True
             if waited > self._wait_s:
-                wanted = ", ".join(map(str, self._queue.waiting()))
                 raise AnswerError(
-                    f"the cluster had no {wanted} free within {format_seconds(self._wait_s)}; it offers "
+                    f"the cluster had no {self._wanted()} free within {format_seconds(self._wait_s)}; it offers "
                     f"{self._cluster.offers()}. What was measured before is kept, and the same command goes on"
                 )
+        for number in [*self._asked, *self._slots]:
+            self._let_go(number)
+
+    def _wanted(self) -> str:
+        return ", ".join(map(str, self._queue.waiting()))
 
     def _ask_for_slots(self) -> None:
-        pending: dict[Place, int] = defaultdict(int)
-        for slot in self._slots.values():
-            pending[slot.place] += slot.node is None
-        for place, waiting in self._queue.waiting().items():
-            more = min(waiting, _MOST_PENDING) - pending[place]
-            if self._most_slots is not None:
-                more = min(more, self._most_slots - len(self._slots))
-            for _ in range(more):
-                self._slots[self._cluster.open(place)] = _Slot(place)
+        """Ask for as many slots as there is work for, and no longer for more."""
+        waiting, now = self._queue.waiting(), self._cluster.now()
+        asked: dict[Place, list[int]] = {place: [] for place in waiting}
+        for number, place in self._asked.items():
+            asked.setdefault(place, []).append(number)
+        room = _MOST_PENDING if self._most_slots is None else self._most_slots - len(self._slots)
+        for place, numbers in asked.items():
+            wanted = min(waiting.get(place, 0), _MOST_PENDING, room)
+            for number in numbers[wanted:]:
+                self._let_go(number)
+            rest = self._rests.get(place)
+            if rest is None or rest.until <= now:
+                for _ in range(wanted - len(numbers)):
+                    self._asked[self._cluster.open(place)] = place
 
     def _handle(self, event: Event) -> None:
+        if isinstance(event, Opened):
+            if event.slot in self._asked:
+                self._begin(event)
+            return
+        if event.slot in self._asked and isinstance(event, Lost):
+            self._lose_asked(event)
+        if event.slot not in self._slots:
+            return
         slot = self._slots[event.slot]
         comparison = slot.comparison
         match event:
-            case Opened():
-                slot.node, self._stillborn = event.node, 0
-                self._give_next(event.slot)
             case Lost():
-                del self._slots[event.slot]
-                self._cluster.close(event.slot)
+                self._let_go(event.slot)
                 if comparison is not None:
-                    self._lose(comparison, slot.node or "", event.reason)
-                elif (stillborn := self._stillborn + 1) < _MOST_PENDING:
-                    self._stillborn = stillborn
-                else:
-                    raise AnswerError(f"{stillborn} times in a row a machine was lost as it came: {event.reason}")
+                    self._rests.setdefault(slot.node, _Rest()).begin(self._cluster.now(), losses=1)
+                    self._lose(comparison, slot.node, event.reason)
             case Finished():
                 assert comparison is not None, "only what was given can be finished"
+                self._rests.pop(slot.node, None)
                 self._keep(comparison, event)
             case Ended() | Refused():
                 assert comparison is not None, "only what was given can end"
+                self._rests.pop(slot.node, None)
                 if isinstance(event, Refused):
                     self._give_up(comparison, event.reason)
                 else:
                     self._left -= 1
                 self._give_next(event.slot)
 
+    def _begin(self, event: Opened) -> None:
+        place = self._asked[event.slot]
+        self._rests.pop(place, None)
+        if self._most_slots is not None and len(self._slots) >= self._most_slots:
+            self._let_go(event.slot)
+            return
+        del self._asked[event.slot]
+        self._slots[event.slot] = _Slot(place, event.node)
+        self._give_next(event.slot)
+
+    def _lose_asked(self, event: Lost) -> None:
+        rest = self._rests.setdefault(self._asked[event.slot], _Rest())
+        rest.begin(self._cluster.now(), losses=1)
+        self._let_go(event.slot)
+        if rest.losses >= _MOST_PENDING and not self._slots:
+            raise AnswerError(f"{rest.losses} times in a row a machine was lost as it came: {event.reason}")
+
+    def _let_go(self, number: int) -> None:
+        """Close a slot, or no longer ask for it."""
+        self._asked.pop(number, None)
+        self._slots.pop(number, None)
+        self._idle.discard(number)
+        self._cluster.close(number)
+
     def _give_next(self, number: int) -> None:
-        slot = self._slots[number]
-        assert slot.node is not None, "it is open"
-        slot.comparison = self._queue.take(slot.place, slot.node)
-        if slot.comparison is None:
+        slot, now = self._slots[number], self._cluster.now()
+        slot.comparison = None
+        if not self._queue.waits(slot.place):
             # Let go at once: somebody else, or nobody, may pay for the machine.
-            del self._slots[number]
-            self._cluster.close(number)
-        else:
-            self._cluster.give(number, slot.comparison.study, slot.comparison.sessions, self._label)
+            self._let_go(number)
+            return
+        rest = self._rests.get(slot.node)
+        if rest is None or rest.until <= now:
+            nodes = {other.node for other in self._slots.values() if other.place == slot.place}
+            slot.comparison = self._queue.take(slot.place, slot.node, nodes)
+        if slot.comparison is None:
+            self._idle.add(number)
+            return
+        self._idle.discard(number)
+        if rest is not None:
+            # One is enough to try it; the other slots of the machine wait for what becomes of it.
+            rest.begin(now)
+        self._cluster.give(number, slot.comparison.study, slot.comparison.sessions, self._label)
 
     def _keep(self, comparison: Comparison, event: Finished) -> None:
-        key = study_key(comparison.study)
+        key = comparison.key
         self._store.add(event.outcomes, study=key, seconds=event.seconds, label=self._label, place=event.place)
         comparison.sessions.append(
             StoredSession(key, self._label, "", event.seconds, event.outcomes, place=event.place)
@@ -391,11 +478,9 @@ def _recall(parts: Sequence[Comparison], sessions: Iterable[StoredSession], labe
     """Give every comparison the sessions of a store that bear on it."""
     by_subject: dict[Subject, list[Comparison]] = defaultdict(list)
     for part in parts:
-        by_subject[part.study.variants[0]].append(part)
-        if not part.study.apart:
-            for subject in part.study.subjects:
-                if part not in by_subject[subject]:
-                    by_subject[subject].append(part)
+        # A session of what is searched apart has its variant too; looking there alone spares those of one baseline.
+        for subject in part.study.variants if part.study.apart else part.study.subjects:
+            by_subject[subject].append(part)
     for session in sessions:
         subjects = dict.fromkeys(outcome.workload.subject for outcome in session.outcomes)
         near = dict.fromkeys(part for subject in subjects for part in by_subject.get(subject, ()))
@@ -416,6 +501,5 @@ def _answers(study: Study, parts: Sequence[Comparison]) -> list[StudyResult]:
 
 def _last_environment(part: Comparison) -> Environment | None:
     """Return where a comparison was measured last, for that is where it was finished."""
-    key = study_key(part.study)
-    own = [session for session in part.sessions if session.study == key] or part.sessions
+    own = [session for session in part.sessions if session.study == part.key] or part.sessions
     return own[-1].outcomes[-1].environment if own else None
