@@ -66,7 +66,8 @@ class Zygote:
         environment.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tippingpoint.profiling.zygote", str(theirs.fileno())],
+            # -P: a numpy.py that lies in the folder someone measures in is not imported.
+            [sys.executable, "-P", "-m", "tippingpoint.profiling.zygote", str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
