@@ -18,13 +18,14 @@ from tippingpoint.data.records import Run, suffix_of
 from tippingpoint.data.skipped import Skipped
 
 # A few megabytes are read at a time; what wants so much more is no file of texts or recordings.
-_MOST_MEMORY = 4 * 2**30
+MOST_MEMORY = 2 * 2**30
 
 
 class _InProcess:
     """What the other process does: it has one file open, and hands out the values that are picked of its last run."""
 
-    def __init__(self) -> None:
+    def __init__(self, most_memory: int) -> None:
+        self._most_memory = most_memory
         self._runs: Iterator[Run | Skipped] = iter(())
         self._run: Run | None = None
 
@@ -35,7 +36,7 @@ class _InProcess:
                 assert self._run is not None
                 return self._run.pick(what)
             if kind == "open":
-                _limit_memory()
+                _limit_memory(self._most_memory)
                 self._runs = runs_of(*what)
             found = next(self._runs, None)
         except MemoryError:
@@ -50,13 +51,13 @@ def _not_here(indices: np.ndarray) -> list[Any]:
     raise AssertionError("values are picked where the file is open")
 
 
-def _limit_memory() -> None:
+def _limit_memory(size: int) -> None:
     # Not everywhere, and not where a lower limit is in force.
     with suppress(ImportError, AttributeError, ValueError, OSError):
         import resource
 
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (_MOST_MEMORY, most))
+        resource.setrlimit(resource.RLIMIT_DATA, (size, most))
 
 
 def runs_of(path: str, column: str, modality: str) -> Iterator[Run | Skipped]:
@@ -70,9 +71,13 @@ class ColumnReader:
     """Reads Parquet and Arrow files one after the other in one other process, which is started when it is needed.
 
     Use it as a context manager.
+
+    Args:
+        most_memory: Of that process, in bytes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_memory: int = MOST_MEMORY) -> None:
+        self._most_memory = most_memory
         self._process: Process | None = None
 
     def read(self, path: str, column: str, modality: str) -> Iterator[Run | Skipped]:
@@ -108,7 +113,7 @@ class ColumnReader:
 
     def _ask(self, path: str, question: tuple[str, Any]) -> Any:
         if self._process is None:
-            self._process = Process(_InProcess())
+            self._process = Process(_InProcess(self._most_memory))
         try:
             return self._process.ask(question)
         except DiedError as error:
