@@ -142,3 +142,11 @@ def test_items_are_counted_in_words():
         "2 failures",
         "1,200 failures",
     ]
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"), [(parse_bytes, "1e300TiB"), (parse_length, "1e308k"), (parse_duration, "1e308h")]
+)
+def test_what_no_number_can_hold_is_refused(parse, text):
+    with pytest.raises(InputError, match="must be finite"):
+        parse(text)

@@ -45,6 +45,8 @@ def _positive(
     value *= units.get(unit, 1)
     if value <= 0 or value < least:
         raise InputError(f"{what} must be positive, got {text!r}")
+    if value == math.inf:
+        raise InputError(f"{what} must be finite, got {text!r}")
     return value
 
 
