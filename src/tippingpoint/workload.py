@@ -385,7 +385,8 @@ class Place:
         return "cpu" if self.kind.lower() == "cpu" else "cuda"
 
     def __str__(self) -> str:
-        kind = {"cpu": f"{self.cores} CPU cores", "cuda": "a GPU"}.get(self.kind.lower(), self.kind)
+        many = "s" if self.cores != 1 else ""
+        kind = {"cpu": f"{self.cores} CPU core{many}", "cuda": "any GPU"}.get(self.kind.lower(), self.kind)
         return " with ".join([kind, *(f"{amount:g} {name}" for name, amount in self.resources)])
 
 

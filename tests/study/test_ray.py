@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -35,10 +37,15 @@ os.environ |= {
 pytest.importorskip("ray")
 
 TESTS = Path(__file__).parents[1]
+SMALL = {"object_store_memory": 80_000_000}
 
 
 class Nodes:
-    """A cluster whose nodes are processes of this machine, each with locks of its own as machines have."""
+    """A cluster whose nodes are processes of this machine, each with locks of its own as machines have.
+
+    Attributes:
+        address: Of the cluster.
+    """
 
     def __init__(self, folder: Path) -> None:
         from ray.cluster_utils import Cluster
@@ -46,16 +53,15 @@ class Nodes:
         self.folder = folder
         self.cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 0, "node_name": "head", "include_dashboard": False, **self.small()},
+            head_node_args={"num_cpus": 0, "node_name": "head", "include_dashboard": False, **SMALL},
         )
-
-    def small(self) -> dict[str, Any]:
-        return {"object_store_memory": 80_000_000}
+        assert self.cluster.address is not None
+        self.address = self.cluster.address
 
     def add(self, name: str, **offered: Any) -> Any:
         locks = self.folder / f"locks-{name}"
         locks.mkdir(exist_ok=True)
-        fields = {"num_cpus": 1, **self.small(), **offered}
+        fields = {"num_cpus": 1, **SMALL, **offered}
         return self.cluster.add_node(node_name=name, env_vars={"TIPPINGPOINT_LOCKS": str(locks)}, **fields)
 
 
@@ -97,7 +103,7 @@ def run(
     progress: Callable[[str], None] | None = None,
     **options: Any,
 ) -> ClusterResult:
-    with RayCluster(nodes.cluster.address, machine=machine or PlantedMachine()) as cluster:
+    with RayCluster(nodes.address, machine=machine or PlantedMachine()) as cluster:
         return run_on_cluster([study], store, cluster, progress=progress, **options)
 
 
@@ -185,7 +191,7 @@ def test_a_killed_driver_leaves_no_process_and_its_study_goes_on(nodes: Nodes, u
     path, gate, asked = tmp_path / "results.sqlite", tmp_path / "gate", tmp_path / "asked"
     asked.mkdir()
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, nodes.cluster.address, str(path), str(asked), str(gate)],
+        [sys.executable, "-c", DRIVER, nodes.address, str(path), str(asked), str(gate)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -230,6 +236,90 @@ def test_each_kind_of_device_gets_what_asks_for_it_and_no_device_two_at_once(nod
     assert {place.partition("/")[2] for place in where} <= {"cuda:0", "cuda:1"}
 
 
+# What Ray asks of the description of a cluster, with nodes that are processes.
+AUTOSCALING = {
+    "cluster_name": "growing",
+    "max_workers": 2,
+    "provider": {
+        "type": "fake_multinode",
+        "use_node_id_as_ip": True,
+        "disable_node_updaters": True,
+        "disable_launch_config_check": True,
+    },
+    "available_node_types": {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "one-core": {"resources": {"CPU": 1, **SMALL}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+    },
+    "head_node_type": "ray.head.default",
+    "upscaling_speed": 1.0,
+    "idle_timeout_minutes": 0.05,
+    "file_mounts_sync_continuously": False,
+    **{name: {} for name in ("auth", "docker", "file_mounts")},
+    **{
+        name: []
+        for name in (
+            "initialization_commands",
+            "setup_commands",
+            "head_setup_commands",
+            "worker_setup_commands",
+            "head_start_ray_commands",
+            "worker_start_ray_commands",
+            "cluster_synced_files",
+            "rsync_exclude",
+            "rsync_filter",
+        )
+    },
+}
+# The nodes of this provider know no other.
+AUTOSCALING_PORT = 6379
+
+
+@pytest.fixture
+def growing_cluster(nodes: Nodes, tmp_path: Path) -> Iterator[str]:
+    """A cluster of a head alone, which starts a node when something waits for one."""
+    with socket.socket() as free:
+        if free.connect_ex(("127.0.0.1", AUTOSCALING_PORT)) == 0:
+            pytest.skip(f"port {AUTOSCALING_PORT} is taken")
+    description = tmp_path / "cluster.json"
+    description.write_text(json.dumps(AUTOSCALING))
+    options = [
+        "--head",
+        "--block",
+        "--num-cpus=0",
+        "--include-dashboard=false",
+        f"--object-store-memory={SMALL['object_store_memory']}",
+        f"--port={AUTOSCALING_PORT}",
+        f"--autoscaling-config={description}",
+    ]
+    head = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", *options],
+        env={**os.environ, "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+    def is_up() -> bool:
+        with socket.socket() as there:
+            return there.connect_ex(("127.0.0.1", AUTOSCALING_PORT)) == 0
+
+    try:
+        assert wait_until(is_up, seconds=30)
+        yield f"127.0.0.1:{AUTOSCALING_PORT}"
+    finally:
+        head.terminate()
+        head.wait()
+
+
+def test_an_autoscaling_cluster_grows_for_a_study_and_shrinks_after_it(growing_cluster: str, undisturbed: set[Any]):
+    with Store(":memory:") as store, RayCluster(growing_cluster, machine=PlantedMachine()) as cluster:
+        assert cluster.offers() == "1 x (nothing)"
+        result = run_on_cluster([planted_study(CORE)], store, cluster)
+        assert result.missing == ()
+        assert rows_of(store) == undisturbed
+        assert wait_until(lambda: cluster.offers() == "1 x (nothing)", seconds=60)
+
+
 def test_what_the_cluster_lacks_is_waited_for_and_then_named(nodes: Nodes):
     lines: list[str] = []
     with Store(":memory:") as store, pytest.raises(AnswerError, match=r"no B200 .* it offers .*1 CPU") as caught:
@@ -247,7 +337,7 @@ def test_more_cores_than_a_socket_has_are_refused(nodes: Nodes, tmp_path: Path):
 
 
 def command(nodes: Nodes, study: Path, store: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    arguments = ["study", str(study), "--on", "ray", "--address", nodes.cluster.address, "--store", str(store)]
+    arguments = ["study", str(study), "--on", "ray", "--address", nodes.address, "--store", str(store)]
     return subprocess.run(
         [sys.executable, "-m", "tippingpoint", *arguments],
         env={**os.environ, **environment},
@@ -308,5 +398,5 @@ def test_a_wrong_token_is_refused(nodes: Nodes, study_file: Path, tmp_path: Path
 
 
 def test_nothing_is_logged_about_where_a_cluster_is(nodes: Nodes, caplog: pytest.LogCaptureFixture):
-    with caplog.at_level(logging.INFO), RayCluster(nodes.cluster.address):
+    with caplog.at_level(logging.INFO), RayCluster(nodes.address):
         assert not [record for record in caplog.records if os.environ["RAY_AUTH_TOKEN"] in record.getMessage()]
