@@ -288,23 +288,6 @@ def test_a_file_that_cannot_be_written_can_still_be_read(filled, connect_with):
         assert store.outcomes() == SESSION
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to everything")
-def test_a_file_without_write_permission_can_still_be_read(filled):
-    filled.chmod(0o444)
-    with Store(filled) as store:
-        assert "it cannot be written to; check the permissions" in complaint(lambda: store.add(SESSION))
-        assert store.outcomes() == SESSION
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to everything")
-def test_a_folder_without_write_permission_is_one_clear_error(tmp_path):
-    tmp_path.chmod(0o555)
-    try:
-        assert "check that it is a file" in complaint(lambda: Store(tmp_path / "a.sqlite"))
-    finally:
-        tmp_path.chmod(0o755)
-
-
 def test_a_full_disk_loses_only_the_session_that_did_not_fit(filled, connect_with):
     pages = filled.stat().st_size // 4096
     connect_with(f"PRAGMA max_page_count = {pages + 4}")

@@ -72,9 +72,10 @@ def dump(outcome: Outcome | Breakdown) -> tuple[str, str]:
     """
     status = outcome.kind if isinstance(outcome, Failure) else OK
     record = _adapter(type(outcome)).dump_json(outcome, exclude={"environment"}).decode()
+    kind: Any = type(outcome)
     try:
-        kind: Any = type(outcome)
-        load(kind, record, outcome.environment, dump_environment(outcome.environment))
+        if load(kind, record, outcome.environment, dump_environment(outcome.environment)) != outcome:
+            raise UnreadableError("it would come back as something else")
     except UnreadableError as error:
         reason = error.__cause__ or error
         raise StoreError(f"what was measured of {outcome.workload} cannot be stored: {reason}") from error
@@ -159,7 +160,8 @@ def _check_measurement(found: Measurement) -> None:
     if any(sample.calls < 1 for sample in found.samples):
         raise UnreadableError("a block has no calls")
     _check_durations(sample.per_call_s for sample in found.samples)
-    _check_durations(sample.device_seconds for sample in found.samples if sample.device_seconds is not None)
+    if any(sample.device_seconds is not None and sample.device_seconds < 0 for sample in found.samples):
+        raise UnreadableError("a device that went back in time")
     _check_durations(seconds for process in found.warm_ups_s for seconds in process)
     if found.energy and found.energy.joules_per_call is not None and found.energy.calls < 1:
         raise UnreadableError("energy of no calls")
