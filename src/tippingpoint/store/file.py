@@ -52,17 +52,24 @@ class UnreadableError(Exception):
     """What a file holds is not what any version of a store wrote."""
 
 
-def connect(path: str | PathLike[str], *, patience_s: float = PATIENCE_S) -> sqlite3.Connection:
+def connect(
+    path: str | PathLike[str], *, patience_s: float = PATIENCE_S, damaged: bool = False
+) -> sqlite3.Connection:
     """Open a file; transactions are begun by hand.
 
     Args:
         path: The file; ":memory:" for none, and "" for one that is gone when it is closed.
         patience_s: How long another process is waited for.
+        damaged: Whether to open a file that is shorter than its first page says.
     """
     db = sqlite3.connect(str(path), timeout=patience_s, isolation_level=None)
     db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST_TEXT)
-    for setting in _SETTINGS:
-        db.execute(setting)
+    try:
+        for setting in (*["PRAGMA writable_schema = ON"] * damaged, *_SETTINGS):
+            db.execute(setting)
+    except BaseException:
+        db.close()
+        raise
     return db
 
 

@@ -112,8 +112,11 @@ def _read(path: Path, salvage: bool) -> _Held:
     except DamagedError:
         if not salvage:
             raise
-    with explained(path, "salvaged"):
-        return _Held(*salvaged(path))
+    try:
+        with explained(path, "salvaged"):
+            return _Held(*salvaged(path))
+    except DamagedError as error:
+        raise StoreError(f"nothing can be salvaged from {path}: the page that leads to all others is lost") from error
 
 
 def _whole(db: sqlite3.Connection) -> _Held:

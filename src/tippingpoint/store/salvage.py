@@ -41,9 +41,7 @@ def salvaged(path: Path) -> Salvaged:
         journal = path.with_name(path.name + _JOURNAL)
         if journal.is_file():
             shutil.copyfile(journal, copy.with_name(copy.name + _JOURNAL))
-        with closing(connect(copy)) as db:
-            # Lets a file be read that is shorter than its first page says.
-            db.execute("PRAGMA writable_schema = ON")
+        with closing(connect(copy, damaged=True)) as db:
             version = schema_version(db, path)
             if version != SCHEMA_VERSION:
                 raise StoreError(
