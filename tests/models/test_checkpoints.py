@@ -1,7 +1,9 @@
+import ast
 import json
 import os
-import shutil
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -681,3 +683,112 @@ def test_the_library_alone_writes_what_stands_in_a_model_and_what_was_taken_out_
     assert torch.equal(run(reopened, sound()), run(model, sound()))
     swap_attention(reopened, "sdpa").save_pretrained(tmp_path / "back")
     assert {str(variant) for variant in variants_of(load(tmp_path / "back"))} == {"sdpa"}
+
+
+# A checkpoint of a stranger
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        pytest.fail("asked for a connection")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("name", ["here/none", "./none", "../none", "/none/there", "a/b/c", "~/none", "none"])
+def test_a_path_that_leads_nowhere_is_never_looked_for_elsewhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    with pytest.raises(InputError, match="there is no folder"):
+        load(name)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"auto_map": {"AutoConfig": "planted.Config", "AutoModel": "planted.Model"}},
+        {"trust_remote_code": True, "custom_pipelines": {"x": {"impl": "planted.Pipe"}}},
+        {"attn_implementation": "evil/kernel", "_attn_implementation": "evil/kernel"},
+        {"backbone": "evil/backbone", "use_timm_backbone": True, "use_pretrained_backbone": True},
+        {"_name_or_path": "evil/model", "transformers_weights": "../../secret"},
+    ],
+)
+def test_a_configuration_leads_to_no_code_and_no_download(hubert, changes, monkeypatch):
+    (hubert / "planted.py").write_text("raise SystemExit('planted code ran')")
+    monkeypatch.syspath_prepend(str(hubert))
+    expected = run(load(hubert), sound())
+    assert torch.equal(run(load(edit_config(hubert, **changes)), sound()), expected)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_model_that_would_be_made_of_another_is_not_fetched(tmp_path):
+    folder = write(tmp_path / "model")
+    edit_config(folder, model_type="detr", architectures=["DetrModel"], backbone="evil/backbone", num_hidden_layers=1)
+    with pytest.raises((DataError, InputError)) as caught:
+        load(folder)
+    assert "evil" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "planted", "auto_map": {"AutoModel": "planted.Model"}}, "its auto_map. is never run"),
+        ({"architectures": ["Planted"]}, "its auto_map. is never run"),
+        ({"num_hidden_layers": 10**9}, "asks for 1,000,000,000 layers"),
+    ],
+)
+def test_what_only_code_of_its_own_could_make_is_refused(hubert, changes, message):
+    with pytest.raises((InputError, DataError), match=message):
+        load(edit_config(hubert, **changes))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        (2**63).to_bytes(8, "little"),
+        (2**40).to_bytes(8, "little") + b"{}",
+        (99_000_000).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"[]",
+        (70).to_bytes(8, "little")
+        + b'{"a":{"dtype":"F32","shape":[1152921504606846976],"data_offsets":[0,4]}}'
+        + b"    ",
+        (68).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,9223372036854775]}}',
+        b"\x80\x04\x95cos\nsystem\n",
+        b"",
+    ],
+)
+def test_weights_whose_header_lies_are_named(hubert, header):
+    (hubert / "model.safetensors").write_bytes(header)
+    with pytest.raises(DataError, match=r"model\.safetensors' cannot be read"):
+        load(hubert)
+
+
+def test_the_command_that_converts_pickles_is_quoted(tmp_path):
+    folder = write(tmp_path / 'it\'s "$(touch ran)" `x`; y')
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="holds pickled weights") as caught:
+        load(folder)
+    words = shlex.split(str(caught.value).rpartition("write safetensors once: ")[2])
+    assert len(words) == 3
+    assert str(folder) in ast.literal_eval(re.findall(r"from_pretrained\((.*?)\)\.save", words[2])[0])
+
+
+def test_links_to_a_persons_own_files_are_not_copied(hubert, tmp_path):
+    (tmp_path / "secret").write_text("mine")
+    (hubert / "tokenizer.json").symlink_to(tmp_path / "secret")
+    (hubert / "vocab.txt").write_text("a")
+    (hubert / "LICENSE").symlink_to(hubert / "vocab.txt")
+    assert convert(hubert, "local", tmp_path / "out").companions == ("LICENSE", "vocab.txt")
+    assert "mine" not in {path.read_text(errors="replace") for path in (tmp_path / "out").iterdir()}
+
+
+def test_links_into_the_hubs_cache_are_copied(tmp_path):
+    folder = write(tmp_path / "models--a--b" / "snapshots" / "1")
+    (tmp_path / "models--a--b" / "blobs").mkdir()
+    (tmp_path / "models--a--b" / "blobs" / "7").write_text("{}")
+    (folder / "tokenizer.json").symlink_to("../../blobs/7")
+    assert convert(folder, "local", tmp_path / "out").companions == ("tokenizer.json",)

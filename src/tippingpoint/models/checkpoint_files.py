@@ -207,14 +207,23 @@ def _no_weights(folder: Path) -> InputError:
 
 
 def companions_of(folder: Path) -> tuple[str, ...]:
-    """Return the names of the files of a checkpoint that turn inputs into tensors, such as a tokenizer's."""
+    """Return the names of the files of a checkpoint that turn inputs into tensors, such as a tokenizer's.
+
+    Links that lead out of it are passed over, because they are copied: to a person's own files they could lead too.
+    """
     return tuple(
         sorted(
             path.name
             for path in folder.iterdir()
-            if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in COMPANIONS)
+            if path.is_file() and any(fnmatchcase(path.name, pattern) for pattern in COMPANIONS) and _stays_in(path)
         )
     )
+
+
+def _stays_in(path: Path) -> bool:
+    """Whether a file lies in its folder, or where the hub's cache keeps what such a folder links to."""
+    real, folder = path.resolve(), path.parent.resolve()
+    return real.is_relative_to(folder) or real.is_relative_to(folder.parent.parent / "blobs")
 
 
 def copy_companions(source: Path, target: Path) -> None:

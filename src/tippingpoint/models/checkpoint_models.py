@@ -85,7 +85,7 @@ def _find_class(folder: Path, values: Mapping[str, Any]) -> tuple[PretrainedConf
     version = f"transformers {transformers.__version__}"
     if name not in transformers.CONFIG_MAPPING:
         nearest = difflib.get_close_matches(name, transformers.CONFIG_MAPPING, n=1)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else _NO_CODE
+        hint = f"did you mean {nearest[0]!r}? If not, {_NO_CODE}" if nearest else _NO_CODE
         raise InputError(f"{str(folder)!r} is of model type {name!r}, which {version} does not know; {hint}")
     if values.get("quantization_config"):
         raise UnsupportedError(f"the weights in {str(folder)!r} are quantized; give the checkpoint as it was before")
