@@ -201,8 +201,8 @@ def _no_weights(folder: Path) -> InputError:
         f"getattr(transformers, name).from_pretrained({here}).save_pretrained({there})"
     )
     return InputError(
-        f"{str(folder)!r} holds pickled weights ({pickled[0]}), which can run code when they are opened; if you trust "
-        f"them, write safetensors once: python -c {shlex.quote(code)}"
+        f"{str(folder)!r} holds pickled weights ({pickled[0]}), which can run code when they are opened; if you "
+        f"trust them, write safetensors once: python -c {shlex.quote(code)}"
     )
 
 
