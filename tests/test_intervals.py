@@ -173,6 +173,18 @@ def test_a_step_between_two_levels_gives_an_interval_about_as_wide_as_the_step()
     assert high - low < 4 * 0.16
 
 
+@pytest.mark.parametrize("processes", [1, 3, 9])
+def test_the_same_values_have_the_same_replicates_whatever_was_asked_for_before(processes):
+    generator = np.random.default_rng(12)
+    values, labels = generator.standard_normal(12 * processes), [n % processes for n in range(12 * processes)]
+    first = center_replicates(values, labels, seed=4)
+    kept = first.copy()
+    others = center_replicates(values[::-1], labels, seed=4)
+    first += 1.0
+    assert (center_replicates(values, labels, seed=4) == kept).all()
+    assert not (others == kept).all()
+
+
 @pytest.mark.parametrize("size", [8, 9, 60, 301])
 def test_replicates_are_medians_of_resamples_spread_by_one_factor(size):
     values = np.random.default_rng(size).standard_normal(size)

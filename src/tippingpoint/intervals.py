@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -76,12 +77,12 @@ def center_replicates(
     values = np.asarray(values, dtype=float)
     if values.size == 0:
         raise ValueError("no values to resample")
-    generator = np.random.default_rng(seed)
     parts = _by_process(values, processes)
-    within = _within(parts, generator, count, same_places)
+    chances = _chances(tuple(part.size for part in parts), seed, count, same_places)
+    within = _within(parts, chances)
     if len(parts) == 1:
         return within
-    return max(within, _replicates(_centers(parts), generator, count), key=_spread)
+    return max(within, _replicates(_centers(parts), chances[-1]), key=_spread)
 
 
 def difference_replicates(
@@ -120,7 +121,10 @@ def difference_replicates(
             first, first_processes, seed=seeds[0], count=count
         )
     generators = [np.random.default_rng(seed) for seed in seeds]
-    old, new = (_within(parts, generator, count) for parts, generator in zip(sides, generators, strict=True))
+    old, new = (
+        _within(parts, [_chance(part.size, generator, count) for part in parts])
+        for parts, generator in zip(sides, generators, strict=True)
+    )
     centers = [_centers(parts) for parts in sides]
     errors = [float(values.var(ddof=1)) / values.size for values in centers]
     if sum(errors) == 0:
@@ -151,14 +155,14 @@ def _by_process(values: np.ndarray, processes: Sequence[int]) -> list[np.ndarray
     return [values[labels == process] for process in np.unique(labels)]
 
 
-def _within(
-    parts: Sequence[np.ndarray], generator: np.random.Generator, count: int, same_places: bool = False
-) -> np.ndarray:
+def _within(parts: Sequence[np.ndarray], chances: Sequence[np.ndarray]) -> np.ndarray:
     """Return replicates of the mean of the processes' centres, as if the processes were all there are."""
-    return np.mean([_replicates(part, generator, count, _drift_factor(part), same_places) for part in parts], axis=0)
+    return np.mean(
+        [_replicates(part, chance, drift_factor(part)) for part, chance in zip(parts, chances, strict=False)], axis=0
+    )
 
 
-def _drift_factor(values: np.ndarray) -> float:
+def drift_factor(values: np.ndarray) -> float:
     """Return by how much drift widens the interval of a mean: sqrt((1 + r) / (1 - r)) of a first-order process.
 
     r is the correlation of neighbours, with its bias in small samples (Kendall, Biometrika 41, 1954) taken off. One
@@ -180,56 +184,79 @@ def _centers(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.array([np.median(part) for part in parts])
 
 
-def _replicates(
-    values: np.ndarray,
-    generator: np.random.Generator,
-    count: int,
-    wider: float = 1.0,
-    same_places: bool = False,
-) -> np.ndarray:
+# Most samples of a store have one of a few sizes.
+@lru_cache(maxsize=32)
+def _chances(sizes: tuple[int, ...], seed: int, count: int, same_places: bool) -> tuple[np.ndarray, ...]:
+    """Return what chance decides about the processes of a sample, and about their centres where there are several."""
+    generator = np.random.default_rng(seed)
+    found = [_chance(size, generator, count, same_places) for size in sizes]
+    if len(sizes) > 1:
+        found.append(_chance(len(sizes), generator, count))
+    for each in found:
+        each.flags.writeable = False
+    return tuple(found)
+
+
+def _chance(size: int, generator: np.random.Generator, count: int, same_places: bool = False) -> np.ndarray:
+    """Return what chance decides about a sample, whatever its values are.
+
+    Returns:
+        From 8 values on, places in resamples, [count, size], or of the order statistics that are their medians,
+        [count, 2]; with fewer, how many standard errors the mean is off, [count].
+    """
+    if size == 1:
+        return np.zeros(count)
+    if size < FEWEST_FOR_BOOTSTRAP:
+        return generator.standard_t(size - 1, size=count)
+    if size > _MANY and not same_places:
+        return _middle_places(size, generator, count)
+    # In as few bytes as hold them, because they are kept.
+    return generator.integers(size, size=(count, size)).astype(np.min_scalar_type(size))
+
+
+def _replicates(values: np.ndarray, chance: np.ndarray, wider: float = 1.0) -> np.ndarray:
     """Return replicates of the centre of independent values, their spread made `wider`."""
     if values.size >= FEWEST_FOR_BOOTSTRAP:
-        if values.size > _MANY and not same_places:
-            medians = _drawn_medians(values, generator, count)
-        else:
-            medians = _medians(values, generator.integers(values.size, size=(count, values.size)))
+        medians = _medians(values, chance)
         middle = np.median(values)
         wider *= 1 + _TOO_NARROW / (values.size - 1)
         return middle + wider * (medians - middle)
     if values.size == 1:
-        return np.full(count, values[0])
+        return np.full(len(chance), values[0])
     error = values.std(ddof=1) / np.sqrt(values.size)
-    return values.mean() + wider * error * generator.standard_t(values.size - 1, size=count)
+    return values.mean() + wider * error * chance
 
 
-def _medians(values: np.ndarray, picks: np.ndarray) -> np.ndarray:
-    """Return the median of each row of `values[picks]`, exactly that of NumPy and several times as fast.
+def _medians(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return the median of each resample, exactly that of NumPy and several times as fast.
 
     Ranks are sorted instead of values: small integers, which NumPy sorts by their digits.
     """
     order = np.argsort(values)
-    ranks = np.empty(values.size, dtype=np.int16 if values.size < 2**15 else np.int64)
-    ranks[order] = np.arange(values.size)
-    half = values.size // 2
-    middle = np.sort(ranks[picks], axis=1)[:, half - 1 + values.size % 2 : half + 1]
-    return values[order][middle].mean(axis=1)
+    if places.shape[1] == values.size:
+        ranks = np.empty(values.size, dtype=np.int16 if values.size < 2**15 else np.int64)
+        ranks[order] = np.arange(values.size)
+        half = values.size // 2
+        places = np.sort(ranks.take(places), axis=1)[:, [half - 1 + values.size % 2, half]]
+    ordered = values[order]
+    return (ordered.take(places[:, 0]) + ordered.take(places[:, 1])) / 2
 
 
-def _drawn_medians(values: np.ndarray, generator: np.random.Generator, count: int) -> np.ndarray:
-    """Return medians of resamples without making the resamples, [count].
+def _middle_places(size: int, generator: np.random.Generator, count: int) -> np.ndarray:
+    """Return between which sorted values the medians of resamples lie, without making the resamples, [count, 2].
 
     A resample picks the places n U of sorted values, with n uniform U; its median is at the median of these, which is
     distributed as Beta (David and Nagaraja, Order Statistics, 2003, section 2.1). Of an even number the median lies
     between two order statistics; given the lower one, the upper one is the smallest of n / 2 uniform above it.
     """
-    ordered, half = np.sort(values), values.size // 2
-    if values.size % 2:
-        return ordered[(values.size * generator.beta(half + 1, half + 1, size=count)).astype(int)]
+    half = size // 2
+    if size % 2:
+        middle = (size * generator.beta(half + 1, half + 1, size=count)).astype(int)
+        return np.stack([middle, middle], axis=1)
     lower = generator.beta(half, half + 1, size=count)
     upper = lower + (1 - lower) * generator.beta(1, half, size=count)
     # Rounding may bring the upper one to 1.
-    places = np.minimum((values.size * np.array([lower, upper])).astype(int), values.size - 1)
-    return ordered[places].mean(axis=0)
+    return np.minimum((size * np.stack([lower, upper], axis=1)).astype(int), size - 1)
 
 
 def _spread(replicates: np.ndarray) -> float:
