@@ -176,3 +176,17 @@ def test_where_nothing_tells_of_sockets_there_is_one(tmp_path, on_cores):
     assert (
         hardware.sockets(None, tmp_path) == hardware.sockets((), tmp_path) == hardware.sockets((7,), tmp_path) == (0,)
     )
+
+
+def test_hardware_threads_of_one_core_stand_far_apart_in_their_socket(tmp_path, on_cores):
+    on_cores(0, 1, 2, 3, 4, 5)
+    # Cloud machines number the two threads of a core one after the other.
+    for core, (package, number) in enumerate(((0, 0), (0, 0), (0, 1), (0, 1), (1, 0), (1, 0))):
+        topology = f"{CORES}/cpu{core}/topology"
+        write(tmp_path, {f"{topology}/physical_package_id": package, f"{topology}/core_id": number})
+    assert hardware.cores_by_socket(tmp_path) == [(0, 2, 1, 3), (4, 5)]
+
+
+def test_where_nothing_tells_of_cores_there_is_one_socket_with_all(tmp_path, on_cores):
+    on_cores(3, 1)
+    assert hardware.cores_by_socket(tmp_path) == [(1, 3)]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tippingpoint.profiling.sensors import Gpu, gpu_uuid, open_gpu
+from tippingpoint.profiling.sensors import Gpu, gpu_cores, gpu_number, gpu_uuid, open_gpu
 
 
 class NVMLError(Exception):
@@ -174,3 +174,26 @@ def test_without_a_driver_that_tells_a_gpu_has_no_name(install, monkeypatch):
     assert gpu_uuid("cuda") == ""
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert gpu_uuid("cuda") == ""
+
+
+def test_a_gpu_tells_which_cores_are_near_it(monkeypatch):
+    fake = FakeNvml()
+    words = {"asked": 0}
+
+    def near(handle: int, count: int) -> list[int]:
+        words["asked"] = count
+        return [0b1010, 0b1]
+
+    monkeypatch.setattr(fake, "nvmlDeviceGetCpuAffinity", near, raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.setattr("os.cpu_count", lambda: 100)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {1, 2, 64}, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert gpu_cores("cuda") == (1, 64)
+    assert words["asked"] == 2
+    assert gpu_number("cuda") == "1"
+
+
+def test_without_a_driver_no_cores_are_near(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(broken=True))
+    assert gpu_cores("cuda") == ()

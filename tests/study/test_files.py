@@ -31,6 +31,7 @@ lengths: [1.5, 30]
 metrics: [latency, peak_memory]
 phases: [training]
 device: cuda:1
+apart: true
 dtype: bfloat16
 threads: 3
 size: small
@@ -98,6 +99,7 @@ def test_every_field_of_a_study_can_be_said(path):
         metrics=("latency", "peak_memory"),
         phases=("training",),
         device="cuda:1",
+        apart=True,
         dtype="bfloat16",
         threads=3,
         size="small",
@@ -119,7 +121,8 @@ def test_every_field_of_a_study_can_be_said(path):
 def test_the_file_has_a_key_for_every_field_of_a_study():
     renamed = {"budget": "budget_s", "compile": "compiled"}
     keys = {renamed.get(key, key) for key in StudyFile.model_fields}
-    assert keys == set(Study.__dataclass_fields__)
+    # `device` is a name or the places.
+    assert keys | {"places"} == set(Study.__dataclass_fields__)
     assert set(yaml.safe_load(EVERYTHING)) == set(StudyFile.model_fields)
 
 
@@ -288,3 +291,36 @@ def test_every_preset_can_be_written_as_a_file(name, path):
         "phases": list(study.phases),
     }
     assert load(path, yaml.safe_dump(fields)) == study
+
+
+def test_a_device_can_be_a_kind_of_machine_or_several(path):
+    one = load_with(path, device={"kind": "cpu", "cores": 8, "resources": {"quiet": 1}})
+    assert one.places == (Place(kind="cpu", cores=8, resources=(("quiet", 1.0),)),)
+    assert (one.device, one.threads, one.apart) == ("cpu", 8, True)
+    two = load_with(path, device=[{"kind": "H100"}, {"kind": "A100", "share_socket": True}], apart=False)
+    assert two.places == (Place(kind="H100"), Place(kind="A100", share_socket=True))
+    assert (two.device, two.threads, two.apart) == ("cuda", None, False)
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ([], "device: List should have at least 1 item"),
+        ([1], "device.0"),
+        (7, "device: Input should be a valid list"),
+        ({"cores": 3}, "device.0.kind: Field required"),
+        ({"kind": "cpu"}, "needs its number of cores"),
+        ({"kind": "cpu", "cores": 0}, "cores"),
+        ({"kind": "cpu", "cores": 2, "share_socket": True}, "never share a socket"),
+        ({"kind": "../H100"}, "the kind of a device must be"),
+        ({"kind": "H100", "resources": {"quiet": -1}}, "positive amount"),
+        ({"kind": "H100", "color": "red"}, "device.0.color"),
+        ([{"kind": "H100"}, {"kind": "H100"}], "twice for the same place"),
+    ],
+)
+def test_a_kind_of_machine_that_cannot_be_is_refused(path, device, said):
+    assert said in complaint_with(path, device=device)
+
+
+def test_cores_to_pin_to_and_kinds_to_find_exclude_each_other(path):
+    assert "leave one out" in complaint_with(path, device={"kind": "cpu", "cores": 1}, affinity=[0])
