@@ -10,7 +10,7 @@ from tippingpoint.study.files import StudyFile, load_study
 from tippingpoint.study.presets import PRESETS
 from tippingpoint.study.run import resolve_study
 from tippingpoint.units import MODALITIES
-from tippingpoint.workload import METRICS, PHASES, Study, Subject
+from tippingpoint.workload import METRICS, PHASES, Place, Study, Subject
 
 MINIMAL = {
     "name": "mine",
