@@ -153,20 +153,22 @@ class Comparison:
 
 
 class Queue:
-    """Comparisons that wait, by kind of place: the one with most left of its budget first.
+    """Comparisons that wait, by kind of place: what was lost first, then the one with most left of its budget.
 
     That leaves the short ones for the end, when slots run out of work one after the other: no slot is idle for
     longer than the last comparison of another takes (list scheduling, longest first; Graham, SIAM Journal on Applied
-    Mathematics 17, 1969).
+    Mathematics 17, 1969). What was lost was under way already, and of those that take longer than anybody thought,
+    most are.
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[Place, list[tuple[float, int, Comparison]]] = defaultdict(list)
+        self._waiting: dict[Place, list[tuple[bool, float, int, Comparison]]] = defaultdict(list)
         self._order = itertools.count()
 
     def put(self, comparison: Comparison, remaining_s: float) -> None:
         """Let a comparison wait."""
-        heapq.heappush(self._waiting[comparison.place], (-remaining_s, next(self._order), comparison))
+        entry = (not comparison.losses, -remaining_s, next(self._order), comparison)
+        heapq.heappush(self._waiting[comparison.place], entry)
 
     def take(self, place: Place, node: str, nodes: Collection[str]) -> Comparison | None:
         """Return what a slot should do next, None if nothing waits that it should do.
