@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _BYTES_AT_ONCE = 4_000_000
 _ROWS_AT_ONCE = 16_384
 _MAGIC_OF_FILES = b"ARROW1"
+# What the library raises besides its own errors where a file contradicts itself, such as names that are no text.
+_BROKEN = (UnicodeDecodeError, RuntimeError, LookupError, OverflowError, MemoryError)
 
 
 def read_parquet(path: str, column: str, modality: str) -> Iterator[Run | Skipped]:
@@ -37,7 +39,9 @@ def read_parquet(path: str, column: str, modality: str) -> Iterator[Run | Skippe
             for batch in file.iter_batches(batch_size=rows, columns=[column]):
                 yield _run(path, column, holds, done, batch.column(0))
                 done += len(batch)
-    except pa.ArrowException as error:
+    except ColumnError:
+        raise
+    except (pa.ArrowException, *_BROKEN) as error:
         yield _unreadable(path, "Parquet", done, error)
 
 
@@ -61,7 +65,9 @@ def read_arrow(path: str, column: str, modality: str) -> Iterator[Run | Skipped]
                 for start in range(0, len(array), rows):
                     yield _run(path, column, holds, done + start, array.slice(start, rows))
                 done += len(array)
-    except pa.ArrowException as error:
+    except ColumnError:
+        raise
+    except (pa.ArrowException, *_BROKEN) as error:
         yield _unreadable(path, "Arrow", done, error)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from tippingpoint.data.process import AVAILABLE, DiedError, Process
 from tippingpoint.data.records import Run, suffix_of
 from tippingpoint.data.skipped import Skipped
+from tippingpoint.errors import TippingPointError
 
 # A few megabytes are read at a time; what wants so much more is no file of texts or recordings.
 MOST_MEMORY = 2 * 2**30
@@ -39,10 +40,14 @@ class _InProcess:
                 _limit_memory(self._most_memory)
                 self._runs = runs_of(*what)
             found = next(self._runs, None)
+        except TippingPointError:
+            raise
         except MemoryError:
             return Skipped("", "it takes too much memory")
         except OSError as error:
             return Skipped("", error.strerror or f"unreadable: {error}")
+        except Exception as error:  # noqa: BLE001 - what a broken file makes the library raise ends that file alone
+            return Skipped("", f"unreadable: {type(error).__name__}: {error}")
         self._run = found if isinstance(found, Run) else None
         return found if self._run is None else replace(self._run, pick=_not_here)
 
@@ -113,7 +118,7 @@ class ColumnReader:
 
     def _ask(self, path: str, question: tuple[str, Any]) -> Any:
         if self._process is None:
-            self._process = Process(_InProcess(self._most_memory))
+            self._process = Process(_InProcess(self._most_memory), quiet=True)
         try:
             return self._process.ask(question)
         except DiedError as error:

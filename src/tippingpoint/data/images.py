@@ -27,7 +27,8 @@ def read_side(source: str | bytes, where: str | None = None) -> float | Skipped:
         Pixels, or why there is no size.
     """
     # Pillow's format classes rather than Image.open: that one guards against decoding a huge image by
-    # a warning and an error whose limit is global, and nothing is decoded here.
+    # a warning and an error whose limit is global, and nothing is decoded here. WebP has the error all the same.
+    from PIL.Image import DecompressionBombError
     from PIL.JpegImagePlugin import JpegImageFile
     from PIL.PngImagePlugin import PngImageFile
     from PIL.WebPImagePlugin import WebPImageFile
@@ -53,6 +54,6 @@ def read_side(source: str | bytes, where: str | None = None) -> float | Skipped:
                 width, height = image.size
     except OSError as error:
         return Skipped(where, error.strerror or f"no readable image header: {error}")
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, DecompressionBombError) as error:
         return Skipped(where, f"no readable image header: {error}")
     return max(1.0, float(round(math.sqrt(width * height))))

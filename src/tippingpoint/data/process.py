@@ -52,9 +52,10 @@ class Process:
 
     Args:
         answer: Can be pickled; it keeps its state from one question to the next.
+        quiet: Whether what it writes to stderr is dropped: a library's last words, with bytes of the file in them.
     """
 
-    def __init__(self, answer: Callable[[Any], Any]) -> None:
+    def __init__(self, answer: Callable[[Any], Any], *, quiet: bool = False) -> None:
         self.connection, theirs = multiprocessing.Pipe()
         # The caller's own path, so that the worker finds this package; not the folder it happens to be in.
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
@@ -63,6 +64,7 @@ class Process:
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL if quiet else None,
             env={**os.environ, **_ONE_THREAD, "PYTHONPATH": path},
             # Ctrl-C is the parent's to handle.
             start_new_session=True,
