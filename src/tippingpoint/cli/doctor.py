@@ -23,11 +23,11 @@ def command(
 
     Example: tippingpoint doctor
     """
-    from tippingpoint.cli.output import show, show_json
+    from tippingpoint.cli.output import progress, show, show_json
     from tippingpoint.device_profiles import write_profile
     from tippingpoint.profiling.doctor import examine, measured_profile
 
-    report = examine(device, threads)
+    report = examine(device, threads, progress=progress)
     if device_profile:
         write_profile(measured_profile(report), device_profile)
     if json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 from tippingpoint.device_profiles import DeviceProfile
 from tippingpoint.machine import Environment, Peaks
 from tippingpoint.profiling.device import available_memory, now, quiet
+from tippingpoint.profiling.exclusive import exclusively
 from tippingpoint.profiling.hardware import physical_cores, usable_cores
 from tippingpoint.profiling.process import WorkerProcess
 from tippingpoint.profiling.sensors import open_gpu
@@ -45,24 +47,29 @@ class Examination:
     peaks: dict[str, Peaks]
 
 
-def examine(device: str = "cpu", threads: int | None = None) -> Examination:
-    """Look at the machine as it is now.
+def examine(
+    device: str = "cpu", threads: int | None = None, *, progress: Callable[[str], None] | None = None
+) -> Examination:
+    """Look at the machine as it is now, when no measurement runs on it.
 
     Args:
         device: Where measurements are to run.
         threads: CPU threads; all usable cores by default.
+        progress: Called with one line if a measurement is waited for.
 
     Raises:
         InputError: If the device is not there.
     """
-    begin = now()
-    with WorkerProcess(device, threads or usable_cores()) as worker:
-        environment = worker.environment
-        start_s = now() - begin
-        memory_method, free = worker.ask("memory_facts")
-        energy = worker.ask("energy_source")
-        uuid = worker.ask("device_uuid")
-        peaks = _peaks(worker)
+    with exclusively(device, progress=progress):
+        begin = now()
+        with WorkerProcess(device, threads or usable_cores()) as worker:
+            environment = worker.environment
+            start_s = now() - begin
+            memory_method, free = worker.ask("memory_facts")
+            energy = worker.ask("energy_source")
+            uuid = worker.ask("device_uuid")
+            peaks = _peaks(worker)
+        noise = _noise()
     facts = (
         ("CPU", f"{environment.cpu_model}, {environment.cores} usable cores, {environment.cpu_capability}"),
         ("caches", environment.caches or _UNKNOWN),
@@ -88,7 +95,7 @@ def examine(device: str = "cpu", threads: int | None = None) -> Examination:
     )
     checks = (
         _load(),
-        _noise(),
+        noise,
         _steal(),
         _governor(environment),
         _quota(),

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from tippingpoint.models.build import Call
     from tippingpoint.models.components import Patterns
 
-# What PyTorch and the C++ library say of want of memory without an exception of its own.
-_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "bad_alloc")
+# What PyTorch, CUDA and the C++ library say of want of memory without an exception of its own.
+_OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "bad_alloc", "out of memory", "ALLOC_FAILED")
 # Of a trace its end is kept, of a group of exceptions the first ones are named.
 _TRACE_CHARACTERS = 20_000
 _NAMED = 3
@@ -400,7 +400,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     import torch
 
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        # PyTorch's allocator on the CPU says one or the other and raises nothing narrower.
+        # They raise nothing narrower.
         isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
     )
 
