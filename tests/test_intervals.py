@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tippingpoint.intervals import center, center_replicates, difference_replicates, half_width, interval
+from tippingpoint.intervals import (
+    center,
+    center_replicates,
+    difference_replicates,
+    half_width,
+    interval,
+    student_quantile,
+)
 
 
 def simulated(
@@ -219,3 +226,12 @@ def test_samples_that_are_resampled_at_the_same_places_stay_paired():
     # Independent noise stays independent: the places are shared, not the ranks.
     apart = [center_replicates(generator.standard_normal(200), seed=3, same_places=True) for _ in range(2)]
     assert abs(np.corrcoef(np.stack(apart))[0, 1]) < 0.2
+
+
+# From printed tables.
+@pytest.mark.parametrize(
+    ("freedom", "probability", "expected"),
+    [(8, 0.975, 2.306), (8, 0.9995, 5.041), (20, 0.025, -2.086), (20, 0.9995, 3.850), (1e9, 0.975, 1.960)],
+)
+def test_quantiles_of_students_t_are_those_of_tables(freedom, probability, expected):
+    assert student_quantile(probability, freedom) == pytest.approx(expected, rel=0.01)
