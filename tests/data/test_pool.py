@@ -72,7 +72,7 @@ def test_a_killed_worker_is_one_clear_error(big):
         for child in set(children_of(os.getpid())) - before:
             os.kill(child, signal.SIGKILL)
 
-    with pytest.raises(DataError, match=r"was killed by signal 9 .SIGKILL. at '.*big\.jsonl' or soon after; if memory ran out"):
+    with pytest.raises(DataError, match=r"killed by signal 9 .* at '.*big\.jsonl' or soon after; if memory ran out"):
         read_lengths(big, "text", jobs=2, progress=kill)
     assert set(children_of(os.getpid())) == before
 

@@ -105,7 +105,10 @@ class ColumnReader:
             else:
                 done = found.numbers[-1] if len(found.numbers) else done
                 yield self._with_values(found)
-            found = self._ask(path, ("next", None)) if self._process else None
+            if self._process is None:
+                yield Skipped(path, f"the process that read it died after row {done}")
+                return
+            found = self._ask(path, ("next", None))
 
     def _with_values(self, run: Run) -> Run:
         def pick(indices: np.ndarray) -> list[Any]:
