@@ -278,3 +278,9 @@ def test_workloads_that_differ_by_their_batch_size_alone_share_any_batch(workloa
         one, other = (workload.replace(batch_size=size, padded=padded) for size in (batch_size, batch_size + 1))
         assert one.any_batch == other.any_batch == one.replace(batch_size=one.any_batch.batch_size)
     assert one.any_batch != one.replace(padded=False).any_batch
+
+
+def test_a_number_of_hundreds_of_digits_is_a_text_or_a_number_and_no_more():
+    for digits in (300, 400, 5000):
+        variant = Variant.parse(f"local:window={'9' * digits}")
+        assert Variant.parse(str(variant)) == variant

@@ -40,10 +40,10 @@ def _parse_value(text: str) -> OptionValue:
     for kind in () if "_" in text else (int, float):
         try:
             value = kind(text)
-        except ValueError:
+            if math.isfinite(value):
+                return value
+        except (ValueError, OverflowError):
             continue
-        if math.isfinite(value):
-            return value
     return text
 
 
