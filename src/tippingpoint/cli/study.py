@@ -99,7 +99,8 @@ def command(
 
     Example: tippingpoint study text --size tiny --budget 30s
     """
-    from tippingpoint.cli.output import progress, show_json
+    from tippingpoint.analysis.nodes import disagreements
+    from tippingpoint.cli.output import progress, show, show_json
     from tippingpoint.errors import AnswerError, InputError
     from tippingpoint.models.groups import REUSE
     from tippingpoint.report.figures import check_path
@@ -150,6 +151,8 @@ def command(
         if not json:
             for result in results:
                 _show(result, store)
+            if on == "ray":
+                show(*(f"note: {each}" for each in disagreements(opened.sessions())))
         if on == "local" and (breakdown or (breakdown is None and studies[0].name == REUSE)):
             for result in results:
                 found = _break_down(result, opened, label)

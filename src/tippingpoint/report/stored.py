@@ -11,6 +11,7 @@ from rich.text import Text
 
 from tippingpoint.analysis.breakdown import Breakdown
 from tippingpoint.analysis.changes import describe
+from tippingpoint.analysis.nodes import disagreements
 from tippingpoint.machine import Environment
 from tippingpoint.measurement import Failure, Measurement, Outcome, is_best_batch
 from tippingpoint.models.catalog import architecture_of
@@ -29,7 +30,7 @@ from tippingpoint.units import (
 
 
 def header_lines(name: str, held: Sequence[StoredSession], shown: Sequence[StoredSession]) -> list[str]:
-    """Return what a store holds, how much of it is shown, and its environments with what is unlike in them.
+    """Return what a store holds and how much is shown, what is unlike in its environments, and nodes that disagree.
 
     Args:
         name: Of the store.
@@ -50,7 +51,7 @@ def header_lines(name: str, held: Sequence[StoredSession], shown: Sequence[Store
     if len(environments) > 1:
         lines.append(f"{len(environments)} environments, never put together; they differ in")
         lines += [f"  {line}" for line in differences_lines(environments)]
-    return lines
+    return [*lines, *(f"note: {each}" for each in disagreements(shown))]
 
 
 def breakdowns_line(name: str, breakdowns: Sequence[Breakdown]) -> str:
