@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from breakdowns import component, of
 from synthetic import ENVIRONMENT, failure, session_at
 from tippingpoint.cli import main
 from tippingpoint.cli.output import progress, show, show_csv
@@ -43,7 +44,8 @@ STUDY = {
     "variants": ["nystromformer"],
     "lengths": [128, 1024],
 }
-EVIL = "\x1b]0;title\x07\x9b31m\u202e=cmd|' /C calc'!A0"
+SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+EVIL = f"\x1b]0;title\x07\x9b31m\u202e=cmd|' /C calc'!A0{SCRIPT}"
 
 # Says what was imported, opened, connected to and started while the command line ran.
 WATCHED = """
@@ -118,7 +120,10 @@ def planted_outcomes(*subjects: Subject) -> list[Outcome]:
     for length in (128, 512, 2048):
         costs = {Subject("bert"): 1e-4 * length + 1e-7 * length**2}
         costs |= dict.fromkeys(subjects, 0.0002 * length)
-        found += session_at(length, costs, generator, noise=0.01, name=f"{length}-0", environment=environment)
+        session = session_at(length, costs, generator, noise=0.01, name=f"{length}-0", environment=environment)
+        found += [
+            replace(each, attention=EVIL, stop_reason=EVIL, notes=(f"/planted/note {EVIL}",)) for each in session
+        ]
     lost = failure(subjects[0], 4096, session="x", message=f"/planted/message {EVIL}", environment=environment)
     return [*found, lost]
 
@@ -133,7 +138,10 @@ def strangers(tmp_path: Path) -> Path:
         (tmp_path / f"{name}.py").write_text(code)
     subjects = [Subject("planted:make"), Subject("os:system"), Subject.parse("bert@local:window=64")]
     with Store(tmp_path / "found.sqlite") as store:
-        store.add(planted_outcomes(*subjects), study="planted:make", label=f"/planted/label {EVIL}")
+        store.add(planted_outcomes(*subjects), study=f"planted:make {EVIL}", label=f"/planted/label {EVIL}")
+        parts = [component("/planted/group", EVIL, 2e-3), component(EVIL, "=1+1", 1e-3)]
+        call = of(parts, plain_s=[3e-3] * 8, subject=subjects[0], length=128)
+        store.add_breakdowns([replace(call, environment=replace(ENVIRONMENT, cpu_model=EVIL))], label=EVIL)
     data = LengthData.of([100, 200, 900], modality="text", method=f"/planted/method planted:make {EVIL}")
     write_lengths(data, tmp_path / "lengths.json")
     return tmp_path
@@ -168,6 +176,8 @@ def test_no_verb_imports_opens_or_asks_for_what_a_store_or_a_length_file_names(s
     assert [line for line in seen if line.startswith(("socket", "os.system"))] == []
     assert not (strangers / "it ran").exists()
     assert not set("\x1b\x07\x9b\u202e") & set(done.stdout + done.stderr)
+    for page in strangers.glob("report.[hm]*"):
+        assert not [tag for tag in ("<script>alert", "<img src=x") if tag in page.read_text()]
 
 
 def test_what_lies_in_the_present_folder_is_not_run_by_measuring(tmp_path):

@@ -63,8 +63,7 @@ def test_a_line_that_is_too_long_is_named_and_the_next_one_read(tmp_path, compre
 @pytest.mark.usefixtures("small_limit")
 def test_a_line_without_an_end_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "_MOST_PASSED_OVER", 5 * LIMIT)
-    with gzip.open(tmp_path / "a.jsonl.gz", "wb") as file:
-        file.write(b'{"text": "one"}\n' + b"x" * 50 * LIMIT)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "one"}\n' + b"x" * 50 * LIMIT))
     data = read_lengths(tmp_path, "text")
     assert data.count == 1
     assert "a line of over" in reasons(data)["a.jsonl.gz"]
