@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from tippingpoint.analysis.breakdown import Breakdown
 from tippingpoint.analysis.changes import describe
+from tippingpoint.analysis.nodes import Disagreement, disagreements
 from tippingpoint.analysis.tipping_point import TippingPoint, tipping_point
 from tippingpoint.analysis.winners import Best, Contest, Race, contests
 from tippingpoint.data import LengthData
@@ -154,6 +155,7 @@ class Contents:
         missing: What could not be answered, and what would fill it.
         breakdowns: Where the time of calls goes.
         lengths: The person's own, where they were given.
+        disagreements: Of nodes that should be alike.
     """
 
     title: str
@@ -169,6 +171,7 @@ class Contents:
     missing: tuple[Missing, ...]
     breakdowns: tuple[Breakdown, ...] = ()
     lengths: LengthData | None = None
+    disagreements: tuple[Disagreement, ...] = ()
 
 
 def contents(
@@ -226,6 +229,7 @@ def contents(
         missing=tuple(missing),
         breakdowns=tuple(breakdowns),
         lengths=lengths,
+        disagreements=disagreements(sessions),
     )
 
 

@@ -118,6 +118,9 @@ def _rest(contents: Contents) -> Iterator[Block]:
         yield Bullets(tuple(str(each) for each in contents.missing))
     yield Heading("Environments" if len(contents.environments) > 1 else "Environment")
     yield Bullets(tuple(f"{key}: {each}" for key, each in contents.environments.items()))
+    if contents.disagreements:
+        yield Paragraph("Nodes that should be alike and are not:")
+        yield Bullets(tuple(map(str, contents.disagreements)))
     if contents.warnings:
         yield Heading("Warnings")
         yield Bullets(tuple(_warning_lines(contents)))
