@@ -58,7 +58,7 @@ def survives(path: Path, written: list[str]) -> bool:
     """Whether a file can be read; if so it holds everything up to some session, and otherwise it says what to do."""
     complaint = complaint_of(lambda: studies_in(path))
     if complaint:
-        assert "tippingpoint merge DAMAGED -o NEW --salvage" in complaint or "not an SQLite file" in complaint
+        assert f"tippingpoint merge {path} -o NEW --salvage" in complaint or "not an SQLite file" in complaint
         return False
     found = studies_in(path)
     assert found == written[: len(found)]

@@ -11,7 +11,7 @@ from tippingpoint.cli.options import Json
 
 
 def command(
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Files of results; one is enough.")],
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE", help="Files of results; one is enough.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The new file; one that exists is never replaced.")],
     salvage: Annotated[
         bool, typer.Option("--salvage", help="Of a damaged file, take every session that can still be read whole.")
@@ -33,9 +33,7 @@ def command(
 
     merged = merge_stores(stores, output, salvage=salvage)
     if merged.lost:
-        progress(
-            f"warning: at least {format_items(merged.lost, 'session')} could not be read and are not in {output}"
-        )
+        progress(f"warning: at least {merged.lost} sessions and breakdowns could not be read and are not in {output}")
     if json:
         show_json({**asdict(merged), "path": str(output)})
         return

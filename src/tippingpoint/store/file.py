@@ -6,6 +6,7 @@ file systems do not have. A commit is on the disk, the end of its journal includ
 
 from __future__ import annotations
 
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ _SETTINGS = (
     "PRAGMA cell_size_check = ON",
 )
 
-DAMAGED = "it is damaged; keep it, and save what can still be read with `tippingpoint merge DAMAGED -o NEW --salvage`"
+DAMAGED = "it is damaged; keep it, and save what can still be read with `tippingpoint merge {} -o NEW --salvage`"
 _UNWRITABLE = "it cannot be written to; check the permissions of the file and of its folder"
 _HINTS = {
     "not a database": "it is not an SQLite file; name another file",
@@ -85,11 +86,16 @@ def explained(path: str | PathLike[str], doing: str) -> Iterator[None]:
     except sqlite3.Error as error:
         message = str(error).lower()
         hint = next((text for key, text in _HINTS.items() if key in message), str(error))
-        kind = DamagedError if hint is DAMAGED else StoreError
-        raise kind(f"the store {path} could not be {doing}: {hint}") from error
+        if hint is DAMAGED:
+            raise _damaged(path, doing) from error
+        raise StoreError(f"the store {path} could not be {doing}: {hint}") from error
     except (UnreadableError, UnicodeDecodeError) as error:
         # The latter: SQLite's own message holds bytes of the file, and they are no text.
-        raise DamagedError(f"the store {path} could not be {doing}: {DAMAGED}") from error
+        raise _damaged(path, doing) from error
+
+
+def _damaged(path: str | PathLike[str], doing: str) -> DamagedError:
+    return DamagedError(f"the store {path} could not be {doing}: {DAMAGED.format(shlex.quote(str(path)))}")
 
 
 @contextmanager
