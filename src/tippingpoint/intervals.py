@@ -199,7 +199,13 @@ def drift_factor(values: np.ndarray) -> float:
 
 
 def _centers(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.array([np.median(part) for part in parts])
+    return np.array([_median(np.sort(part)) for part in parts])
+
+
+def _median(ordered: np.ndarray) -> float:
+    """Return the median of values in order: that of NumPy, which takes several times as long for a few."""
+    half = ordered.size // 2
+    return (ordered[half - 1 + ordered.size % 2] + ordered[half]) / 2
 
 
 # Most samples of a store have one of a few sizes.
@@ -235,8 +241,11 @@ def _chance(size: int, generator: np.random.Generator, count: int, same_places: 
 def _replicates(values: np.ndarray, chance: np.ndarray, wider: float = 1.0) -> np.ndarray:
     """Return replicates of the centre of independent values, their spread made `wider`."""
     if values.size >= FEWEST_FOR_BOOTSTRAP:
-        medians = _medians(values, chance)
-        middle = np.median(values)
+        order = np.argsort(values)
+        ordered = values[order]
+        places = chance if chance.shape[1] == 2 else _middle_ranks(order, chance)
+        medians = (ordered.take(places[:, 0]) + ordered.take(places[:, 1])) / 2
+        middle = _median(ordered)
         wider *= 1 + _TOO_NARROW / (values.size - 1)
         return middle + wider * (medians - middle)
     if values.size == 1:
@@ -245,19 +254,19 @@ def _replicates(values: np.ndarray, chance: np.ndarray, wider: float = 1.0) -> n
     return values.mean() + wider * error * chance
 
 
-def _medians(values: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Return the median of each resample, exactly that of NumPy and several times as fast.
+def _middle_ranks(order: np.ndarray, picks: np.ndarray) -> np.ndarray:
+    """Return between which sorted values the median of each resample lies, [resamples, 2].
 
     Ranks are sorted instead of values: small integers, which NumPy sorts by their digits.
+
+    Args:
+        order: Place of each value when they are sorted, [values].
+        picks: Places of the values that each resample picks, [resamples, values].
     """
-    order = np.argsort(values)
-    if places.shape[1] == values.size:
-        ranks = np.empty(values.size, dtype=np.int16 if values.size < 2**15 else np.int64)
-        ranks[order] = np.arange(values.size)
-        half = values.size // 2
-        places = np.sort(ranks.take(places), axis=1)[:, [half - 1 + values.size % 2, half]]
-    ordered = values[order]
-    return (ordered.take(places[:, 0]) + ordered.take(places[:, 1])) / 2
+    ranks = np.empty(order.size, dtype=np.int16 if order.size < 2**15 else np.int64)
+    ranks[order] = np.arange(order.size)
+    half = order.size // 2
+    return np.sort(ranks.take(picks), axis=1)[:, [half - 1 + order.size % 2, half]]
 
 
 def _middle_places(size: int, generator: np.random.Generator, count: int) -> np.ndarray:

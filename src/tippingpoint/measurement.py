@@ -268,16 +268,20 @@ class Measurement:
         return self.flops.bytes_accessed / self.latency_s / self.peaks.bytes_per_s
 
     @cached_property
+    def _quartiles(self) -> np.ndarray:
+        return np.percentile(self.per_call_s, [25, 75])
+
+    @cached_property
     def outliers(self) -> tuple[Sample, ...]:
         """Samples beyond Tukey's fences, 1.5 interquartile ranges from the quartiles; they count all the same."""
-        low, high = np.percentile(self.per_call_s, [25, 75])
+        low, high = self._quartiles
         reach = 1.5 * (high - low)
         return tuple(s for s in self.counted if not low - reach <= s.per_call_s <= high + reach)
 
     @property
     def spread(self) -> float:
         """Interquartile range over the median."""
-        low, high = np.percentile(self.per_call_s, [25, 75])
+        low, high = self._quartiles
         return float((high - low) / self.latency_s)
 
     @property

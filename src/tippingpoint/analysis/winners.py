@@ -121,6 +121,13 @@ class Race:
         )
 
     @cached_property
+    def _seen_at(self) -> dict[float, list[Outcome]]:
+        found: dict[float, list[Outcome]] = {}
+        for outcome in self.seen:
+            found.setdefault(outcome.workload.length, []).append(outcome)
+        return found
+
+    @cached_property
     def measured(self) -> dict[float, dict[Subject, Measurement]]:
         """The latest measurement of every subject at each length, shortest first."""
         found: dict[float, dict[Subject, Measurement]] = {}
@@ -192,8 +199,9 @@ class Race:
         if metric == "peak_memory":
             less, more = (_cost(here[subject], metric) or math.nan for subject in (best, other))
             return math.log(more / less) > MEMORY_TOLERANCE
-        outcomes = [outcome for outcome in self.seen if outcome.workload.length == length]
-        points = comparison_points(outcomes, other, best, metric=metric, phase=self.phase, batch_size=self._size)
+        points = comparison_points(
+            self._seen_at[length], other, best, metric=metric, phase=self.phase, batch_size=self._size
+        )
         if points:
             return points[0].sign > 0
         # They did not fit into memory together, and nothing pairs their blocks.

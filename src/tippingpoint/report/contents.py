@@ -299,9 +299,13 @@ def _compare(setting: Setting, race: Race, store: str) -> tuple[Comparison | Non
     """Return what a contest tells in a setting, None if no pair met; and what is missing in it."""
     metrics = [metric for metric in METRICS if _was_measured(race, metric)]
     points, lacking = [], []
+    together: dict[str, set[Subject]] = {}
+    for outcome in race.seen:
+        together.setdefault(session_root(outcome.session), set()).add(outcome.workload.subject)
     for baseline in race.contest.baselines:
         for variant in race.contest.variants:
-            found = [_tipping_point(race, baseline, variant, metric) for metric in metrics]
+            sessions = sum({baseline, variant} <= there for there in together.values())
+            found = [replace(point, sessions=sessions) for point in _tipping_points(race, baseline, variant, metrics)]
             points += [point for point in found if point.points]
             gap = missing_of_pair(race, baseline, variant, found, store, setting.label)
             lacking += [gap] if gap else []
@@ -334,20 +338,21 @@ def _was_measured(race: Race, metric: str) -> bool:
     return True
 
 
-def _tipping_point(race: Race, baseline: Subject, variant: Subject, metric: str) -> TippingPoint:
-    found = tipping_point(
-        race.outcomes,
-        baseline,
-        variant,
-        metric=metric,
-        phase=race.phase,
-        batch_size=race.batch_size,
-        device=race.workload.device,
-    )
-    roots: dict[str, set[Subject]] = {}
-    for outcome in race.seen:
-        roots.setdefault(session_root(outcome.session), set()).add(outcome.workload.subject)
-    return replace(found, sessions=sum({baseline, variant} <= there for there in roots.values()))
+def _tipping_points(race: Race, baseline: Subject, variant: Subject, metrics: Sequence[str]) -> list[TippingPoint]:
+    # Sought out once for all metrics: a setting may hold thousands of others.
+    outcomes = [outcome for outcome in race.outcomes if outcome.workload.subject in (baseline, variant)]
+    return [
+        tipping_point(
+            outcomes,
+            baseline,
+            variant,
+            metric=metric,
+            phase=race.phase,
+            batch_size=race.batch_size,
+            device=race.workload.device,
+        )
+        for metric in metrics
+    ]
 
 
 def _warnings(outcomes: Iterable[Outcome]) -> tuple[Warned, ...]:
