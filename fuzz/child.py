@@ -8,6 +8,7 @@ line of JSON at the end; what atheris prints is read by `run.py`.
 from __future__ import annotations
 
 import faulthandler
+import importlib
 import json
 import resource
 import signal
@@ -16,6 +17,7 @@ import traceback
 from pathlib import Path
 from random import Random
 from types import ModuleType
+from typing import Any
 
 HERE = Path(__file__).parent
 LONGEST_S = 20
@@ -78,8 +80,8 @@ def run_random(module: ModuleType, target: str, inputs: int, seconds: float, see
 
 def run_atheris(target: str, inputs: int, seconds: float, seed: int, now: Path) -> None:
     """Let atheris look for inputs that reach code which no other one reached; it ends the process."""
-    import atheris
-
+    # Of its names some are native, and no type checker sees them.
+    atheris: Any = importlib.import_module("atheris")
     with atheris.instrument_imports(include=["tippingpoint", "yaml"]):
         from targets import load
 

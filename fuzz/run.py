@@ -27,6 +27,8 @@ sys.path.insert(0, str(HERE))
 
 from targets import TARGETS  # noqa: E402 (found beside this file)
 
+# Each input is written down before it is tried.
+IN_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 _RESTARTS = 10
 _PATIENCE_S = 120
 _EXECUTED = re.compile(r"stat::number_of_executed_units:\s*(\d+)|^#(\d+)\s.*?cov: (\d+)", re.MULTILINE)
@@ -53,7 +55,7 @@ def say(line: str) -> None:
 def fuzz(target: str, engine: str, inputs: int, seconds: float, seed: int) -> Result:
     """Try inputs on one target, in as many processes as it takes."""
     result = Result(target, engine)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as folder:
         for restart in range(_RESTARTS + 1):
             left = inputs - result.inputs
             if left <= 0 or result.seconds >= seconds:

@@ -9,11 +9,13 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from tippingpoint.analysis.tipping_point import grid
 from tippingpoint.errors import InputError, UnsupportedError
 from tippingpoint.models.build import build
 from tippingpoint.models.catalog import architecture_of, check_subject
 from tippingpoint.models.own import first_tensor, is_own, make
-from tippingpoint.workload import Subject, Workload
+from tippingpoint.study.search import can_screen
+from tippingpoint.workload import Study, Subject, Workload
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -231,3 +233,11 @@ def test_a_loss_is_made_of_the_first_tensor_of_floating_point_numbers(output):
 def test_without_one_there_is_nothing_to_train(output):
     with pytest.raises(InputError, match="training needs a tensor of floating-point numbers to make a loss of, got"):
         first_tensor(output)
+
+
+def test_a_model_of_ones_own_has_no_depth_to_screen_by_and_a_place_in_every_comparison():
+    own, other = Subject("my.models:encoder"), Subject("my.models:other")
+    assert architecture_of(own).layers("base") is None
+    study = Study(name="mine", modality="text", baselines=(own,), variants=(other,), lengths=(16, 64))
+    assert not can_screen(study)
+    assert grid(16, 64, own, other)[0] == 16
