@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from processes import descendants_of, is_alive, needs_proc, status, wait_until, workers_of
 from tippingpoint.errors import InputError
 from tippingpoint.measurement import Failure, Measurement
-from tippingpoint.profiling import keeper, process, zygote
+from tippingpoint.profiling import family, keeper, process, zygote
 from tippingpoint.profiling.device import now
 from tippingpoint.profiling.last_words import last_lines, one_line
 from tippingpoint.profiling.process import WorkerError, WorkerProcess, Zygote
@@ -186,6 +186,12 @@ def do_helper():
     os.read(reading, 1)
 
 
+def share_memory(path):
+    from multiprocessing.shared_memory import SharedMemory
+    with open(path, "w") as file:
+        file.write(SharedMemory(create=True, size=4096).name)
+
+
 def do_chain():
     if os.fork() == 0:
         os.setsid()
@@ -252,6 +258,7 @@ DEEDS = {
     "attack": lambda: answer((True, Attack())),
     "odd": lambda: answer([1, 2, 3]),
     "wrong": lambda: answer((False, "no")),
+    "share": lambda: share_memory("shared"),
     "fork": os.fork,
     "daemon": do_daemon,
     "helper": do_helper,
@@ -304,24 +311,21 @@ def bad(name: str) -> Workload:
     return Workload(f"subjects_under_fire:{name}", 8, threads=1)
 
 
-def call(worker: WorkerProcess, name: str) -> Any:
-    """Build a subject and call it once."""
+def call(worker: WorkerProcess, name: str, within_s: float = 60) -> Any:
+    """Build a subject and call it once, which may take so long."""
+    if name.endswith("_built"):
+        worker._timeout_s = within_s
     worker.ask("build", bad(name))
+    worker._timeout_s = within_s
     return worker.ask("measure_memory")
 
 
-def failure(worker: WorkerProcess, name: str) -> WorkerError:
+def failure(worker: WorkerProcess, name: str, within_s: float = 60) -> WorkerError:
     with pytest.raises(WorkerError) as caught:
-        call(worker, name)
+        call(worker, name, within_s)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 2000
     return caught.value
-
-
-def soon_out_of_time(worker: WorkerProcess) -> WorkerProcess:
-    """Let a worker that has been started be waited for no longer than a moment."""
-    worker._timeout_s = 0.5
-    return worker
 
 
 # What is raised
@@ -467,17 +471,18 @@ def test_the_last_lines_of_an_output(said, line):
 @pytest.mark.parametrize("deed", ["sleep", "spin", "freeze", "sleep_built", "promise"])
 def test_a_subject_that_hangs_is_stopped_and_what_it_said_is_known(worker, deed):
     doing = "build" if deed.endswith("_built") else "measure memory"
-    error = failure(soon_out_of_time(worker), deed)
+    error = failure(worker, deed, within_s=1)
     assert error.kind == "timeout"
-    assert str(error).startswith(f"'{doing}' took longer than 0.5 s and was stopped")
+    assert str(error).startswith(f"'{doing}' took longer than 1 s and was stopped")
     assert ("it last said: good night" in str(error)) == (deed not in ("spin", "freeze"))
     assert not is_alive(worker.pid)
 
 
 def test_a_worker_that_does_not_listen_is_not_waited_for_when_it_is_told_much(worker):
     os.kill(worker.pid, signal.SIGSTOP)
+    worker._timeout_s = 0.2
     with pytest.raises(WorkerError) as caught:
-        soon_out_of_time(worker).ask("measure_peak", bytes(2**24))
+        worker.ask("measure_peak", bytes(2**24))
     assert caught.value.kind == "timeout"
 
 
@@ -617,7 +622,7 @@ def test_a_death_is_noticed_though_what_the_subject_left_holds_the_line(worker, 
 
 
 def test_it_ends_too_when_the_worker_takes_too_long(worker, folder):
-    assert failure(soon_out_of_time(worker), "sleeper").kind == "timeout"
+    assert failure(worker, "sleeper", within_s=2).kind == "timeout"
     assert len(daemons(folder)) == 1
     assert not any(map(is_alive, daemons(folder)))
 
@@ -626,6 +631,31 @@ def test_what_tidies_up_when_it_is_asked_to_end_is_asked_first(worker, folder):
     call(worker, "helper")
     worker.close()
     assert (folder / "tidied").exists()
+
+
+def test_shared_memory_of_a_worker_that_is_killed_is_given_back(worker, folder):
+    call(worker, "share")
+    shared = Path("/dev/shm", (folder / "shared").read_text())
+    assert shared.exists()
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.close()
+    assert not shared.exists()
+
+
+def test_children_are_found_where_the_kernel_does_not_list_them(monkeypatch):
+    read = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        if path.name == "children":
+            raise FileNotFoundError(path)
+        return read(path)
+
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        listed = set(family.children())
+        monkeypatch.setattr(Path, "read_bytes", refuse)
+        assert child.pid in listed
+        assert set(family.children()) == listed
+        child.kill()
 
 
 def test_a_subject_that_kills_what_watches_over_it_ends_with_it(worker, folder):
@@ -638,7 +668,7 @@ def test_a_subject_that_kills_what_watches_over_it_ends_with_it(worker, folder):
 def test_a_subject_that_stops_what_watches_over_it_ends_with_it(worker, folder, monkeypatch, caplog):
     monkeypatch.setattr(process, "_END_S", 0.2)
     with caplog.at_level(logging.WARNING):
-        error = failure(soon_out_of_time(worker), "gag")
+        error = failure(worker, "gag", within_s=2)
     assert (error.kind, len(daemons(folder))) == ("timeout", 1)
     assert f"the measuring process {worker.pid} could not be ended" in caplog.text
     assert wait_until(lambda: not is_alive(worker.pid) and not any(map(is_alive, daemons(folder))))
