@@ -150,3 +150,10 @@ def test_items_are_counted_in_words():
 def test_what_no_number_can_hold_is_refused(parse, text):
     with pytest.raises(InputError, match="must be finite"):
         parse(text)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("text", ["1" * 100_000 + "!", "1" + " " * 100_000 + "!", " " * 100_000 + "!", "1." * 50_000])
+def test_a_long_text_is_refused_at_once(text):
+    with pytest.raises(InputError):
+        parse_duration(text)

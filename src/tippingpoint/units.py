@@ -25,11 +25,12 @@ _BYTE_UNITS = {
 }
 _COUNT_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 _TIME_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-_NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z%]*)\s*", re.IGNORECASE)
+# Written so that no text can be taken apart in two ways: a long one would take for ever.
+_NUMBER = re.compile(r"((?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:e[+-]?[0-9]+)?)\s*([a-z%]*)", re.IGNORECASE)
 
 
 def _number_and_unit(text: str, what: str, example: str) -> tuple[float, str]:
-    match = _NUMBER.fullmatch(text)
+    match = _NUMBER.fullmatch(text.strip())
     if match is None or not math.isfinite(float(match[1])):
         raise InputError(f"{what} must be a number with a unit, such as {example}, got {text!r}")
     return float(match[1]), match[2].lower()
