@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Protocol
@@ -117,14 +118,25 @@ class Machine(Protocol):
 
 
 class ThisMachine:
-    """The machine at hand; see `Machine`."""
+    """The machine at hand; see `Machine`.
+
+    Args:
+        progress: Told when somebody else is measuring here.
+    """
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self._progress = progress
 
     def environment(self, study: Study) -> Environment:
         """Return the environment of a worker of the study."""
         assert study.threads is not None, "threads were resolved"
-        with WorkerProcess(
-            study.device, study.threads, affinity=study.affinity, timeout_s=_TIMEOUT_BOUNDS_S[0]
-        ) as worker:
+        with (
+            # Starting the first worker is work that others would feel.
+            _alone(study, self._progress),
+            WorkerProcess(
+                study.device, study.threads, affinity=study.affinity, timeout_s=_TIMEOUT_BOUNDS_S[0]
+            ) as worker,
+        ):
             environment = worker.environment
         check_place(study, environment)
         return environment
@@ -133,12 +145,17 @@ class ThisMachine:
         self, study: Study, step: Step, known: Known, remaining_s: float, progress: Progress
     ) -> tuple[Sequence[Outcome], float]:
         """Measure one session in workers of their own."""
-        shared = study.place is not None and study.place.share_socket
-        with exclusively(study.device, study.affinity, share_socket=shared, progress=progress):
+        with _alone(study, progress):
             # Waiting for others is no part of the budget.
             begin = now()
             outcomes = _measure(study, step, known, remaining_s, progress)
             return outcomes, now() - begin
+
+
+def _alone(study: Study, progress: Progress | None) -> AbstractContextManager[None]:
+    """Have what a study is measured on to oneself."""
+    shared = study.place is not None and study.place.share_socket
+    return exclusively(study.device, study.affinity, share_socket=shared, progress=progress)
 
 
 def check_place(study: Study, environment: Environment) -> None:
@@ -185,7 +202,7 @@ def run_study(
         AnswerError: If not a single workload could be measured.
     """
     say = progress or (lambda line: logger.info("%s", line))
-    machine = machine or ThisMachine()
+    machine = machine or ThisMachine(say)
     study = resolve_study(study)
     say("starting the measuring process")
     parts = comparisons(study)
