@@ -19,6 +19,9 @@ TOKENS = (
     b"window",
     b"bert",
     b"layers=0-5",
+    b"0-99999999",
+    b"group=0-1_2-3",
+    b"+linear",
     b"reuse:group=2",
     b"1e9",
 )

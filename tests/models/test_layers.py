@@ -257,3 +257,21 @@ def test_a_variant_beside_an_attention_that_only_the_library_has_is_refused():
         swap_attention(model, "local", window=3, layers=[0])
     assert standing(model) == ["flex_attention"] * 4
     assert standing(swap_attention(model, "local", window=3)) == ["local:window=3"] * 4
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "bert@local:layers=0-99999999+linear:layers=3",
+        "bert@local:layers=0-3+reuse:group=0-99999999",
+        "bert@reuse:group=" + "_".join(["0-999"] * 900),
+        "bert@reuse:group=" + "1_" * 50_000 + "1",
+        "bert@reuse:group=" + "9" * 5000 + "_1",
+        "bert@local:layers=0-" + "9" * 5000,
+        "bert@local:layers=1000",
+    ],
+)
+def test_layers_that_no_model_has_are_refused_at_once(text):
+    with pytest.raises(InputError):
+        check_subject(Subject.parse(text))

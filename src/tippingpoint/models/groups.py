@@ -6,10 +6,11 @@ reuse:group=0-1_2_3-5   layers 0 and 1 share one, and layers 3 to 5; layer 2 has
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from tippingpoint.errors import InputError
-from tippingpoint.models.layers import layers_of, parse_layers, write_layers
+from tippingpoint.models.layers import MOST_LAYERS, layers_of, parse_layers, write_layers
 from tippingpoint.workload import OptionValue, Variant
 
 Groups = tuple[tuple[int, ...], ...]
@@ -29,8 +30,10 @@ def parse_groups(value: OptionValue) -> int | Groups:
     """
     if type(value) is int and value >= 1:
         return value
-    if isinstance(value, str):
-        groups = tuple(tuple(parse_layers(int(part) if part.isdecimal() else part)) for part in value.split(_AND))
+    if isinstance(value, str) and value.count(_AND) < MOST_LAYERS:
+        # A number that Python would not take is no layer either.
+        parts = (int(part) if part.isdecimal() and len(part) < 9 else part for part in value.split(_AND))
+        groups = tuple(tuple(parse_layers(part)) for part in parts)
         return check_groups(groups, None)
     raise InputError(f"groups must be written as {WRITTEN}, got {value!r}")
 
@@ -61,7 +64,7 @@ def check_groups(groups: Iterable[Iterable[int]], count: int | None) -> Groups:
     if not all(type(number) is int and number >= 0 and (count is None or number < count) for number in numbers):
         last = "" if count is None else f" to {count - 1}"
         raise InputError(f"groups must hold numbers of layers, from 0{last}, got {list(map(list, found))}")
-    twice = sorted({number for number in numbers if numbers.count(number) > 1})
+    twice = sorted(number for number, times in Counter(numbers).items() if times > 1)
     if twice:
         raise InputError(f"layers {twice} are in two groups; a layer takes its map from one")
     return found

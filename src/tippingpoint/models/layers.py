@@ -12,7 +12,9 @@ from tippingpoint.workload import OptionValue, Variant
 # What the option is called; every variant that is put into a model takes it.
 OPTION = "layers"
 MEANING = "numbers of the layers that it is put into: one (3), a range with its end (0-7), every second (0-11/2)"
-_RANGE = re.compile(r"(\d+)-(\d+)(?:/(\d+))?")
+# Deeper models there are none, and a range can be written down.
+MOST_LAYERS = 1000
+_RANGE = re.compile(r"([0-9]{1,3})-([0-9]{1,3})(?:/([0-9]{1,3}))?")
 
 
 def parse_layers(value: OptionValue) -> range:
@@ -21,14 +23,17 @@ def parse_layers(value: OptionValue) -> range:
     Raises:
         InputError: If it is no number and no range FIRST-LAST[/STEP].
     """
-    if type(value) is int and value >= 0:
+    if type(value) is int and 0 <= value < MOST_LAYERS:
         return range(value, value + 1)
     match = _RANGE.fullmatch(value) if isinstance(value, str) else None
     if match:
         first, last, step = int(match[1]), int(match[2]), int(match[3] or 1)
         if first <= last and step:
             return range(first, last + 1, step)
-    raise InputError(f"{OPTION} ({MEANING}) must be written N, FIRST-LAST or FIRST-LAST/STEP, got {value!r}")
+    raise InputError(
+        f"{OPTION} ({MEANING}) must be written N, FIRST-LAST or FIRST-LAST/STEP and lie "
+        f"below {MOST_LAYERS:,}, got {value!r}"
+    )
 
 
 def write_layers(layers: Iterable[int]) -> OptionValue:
