@@ -31,8 +31,8 @@ def parse_layers(value: OptionValue) -> range:
         if first <= last and step:
             return range(first, last + 1, step)
     raise InputError(
-        f"{OPTION} ({MEANING}) must be written N, FIRST-LAST or FIRST-LAST/STEP and lie "
-        f"below {MOST_LAYERS:,}, got {value!r}"
+        f"{OPTION} ({MEANING}) must be written N, FIRST-LAST or FIRST-LAST/STEP, got {repr(value)[:80]}; numbers lie "
+        f"below {MOST_LAYERS:,}"
     )
 
 
