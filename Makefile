@@ -22,7 +22,7 @@ quickstart: $(INSTALLED)  ## Install, then say which encoder fits the documents 
 	@$(BIN)/tippingpoint report $(STORE) --lengths $(LENGTHS) --output $(PAGE)
 
 test: lint  ## Check style and types, run every test
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
