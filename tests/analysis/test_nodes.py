@@ -237,3 +237,10 @@ def test_machines_without_common_work_are_fitted_apart():
         for number in range(18)
     ]
     assert [fit.machines for fit in fits(readings)] == [("a", "b"), ("c", "d")]
+
+
+def test_nodes_that_all_differ_a_little_have_none_that_stands_out():
+    """Chips of one kind differ: that is known, and says nothing of one of them."""
+    spread = {f"node-{number}/0": 1 + 0.02 * (number - 4) for number in range(9)}
+    assert not told(planted(spread, times=10))
+    assert told(planted(spread | {"node-9/0": 1.4}, times=10)).keys() == {"node-9"}

@@ -1,19 +1,23 @@
 """How much slower than its like a machine is, from work that several of them did, each at times of its own.
 
-reading     logarithm of the seconds that a machine took for some work; one for each session, whose blocks share
-            its processes and what the machine did meanwhile
-model       reading = the work's + the machine's + noise; least squares, over all machines at once
-noise       what is left: blocks, fresh processes and wandering speeds alike. It is that of all machines together,
-            and where one is noisier than that, its own; wider where sessions in a row are alike
-verdict     on a machine against the median of the others: the one furthest off is told, taken out, and the rest
-            looked at again, since one that is off drags the others' medians along
+    reading     logarithm of the seconds that a machine took for some work; one for each session, whose blocks share
+                its processes and what the machine did meanwhile
+    model       reading = the work's + the machine's + noise; least squares over all machines at once, in which what
+                is far off counts less
+    noise       what is left: blocks, fresh processes and wandering speeds alike. It is that of all machines together,
+                and where one is noisier than that, its own; wider where sessions in a row are alike
+    verdict     on a machine against the median of the others, and against what these differ by among themselves
+
+The machine that is furthest off is told and taken out, and the rest are looked at again: it drags medians along.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -117,8 +121,10 @@ def deviations(fit: Fit, chance: float, least: float) -> Iterator[Deviation]:
         found = []
         for machine in left:
             others = [other for other in left if other != machine]
-            apart = float(fit.log_factors[machine] - np.median(fit.log_factors[others]))
+            theirs = fit.log_factors[others]
+            apart = float(fit.log_factors[machine] - np.median(theirs))
             error = float(np.std(draws[:, machine] - np.median(draws[:, others], axis=1)))
+            error = math.hypot(error, _spread(theirs, fit.covariance[others, others]))
             if abs(apart) - quantile * error > least:
                 # Of two machines either may be the one that is off; the slower one is told.
                 found.append(((round(abs(apart), 9), apart), machine, others, quantile * error))
@@ -127,6 +133,16 @@ def deviations(fit: Fit, chance: float, least: float) -> Iterator[Deviation]:
         (_, apart), machine, others, half_width = max(found, key=lambda each: each[0])
         yield Deviation(fit.machines[machine], tuple(fit.machines[other] for other in others), apart, half_width)
         left.remove(machine)
+
+
+def _spread(log_factors: np.ndarray, variances: np.ndarray) -> float:
+    """Return by how much machines differ that pass for alike, beyond the noise of their factors.
+
+    Chips of one kind do, and machines whose speed wanders for longer than they are looked at. The median of the
+    distances from the median is that of a normal distribution's middle half; one that is off has no say in it.
+    """
+    middle = float(np.median(np.abs(log_factors - np.median(log_factors)))) / NormalDist().inv_cdf(0.75)
+    return math.sqrt(max(0.0, middle**2 - float(variances.mean())))
 
 
 def _shared(readings: list[Reading]) -> list[Reading]:
