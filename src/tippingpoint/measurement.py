@@ -21,7 +21,7 @@ from tippingpoint.units import (
 )
 from tippingpoint.workload import Workload
 
-FAILURE_KINDS = ("out_of_memory", "timeout", "crashed", "unsupported")
+FAILURE_KINDS = ("out_of_memory", "timeout", "crashed", "killed", "unsupported")
 # A session is named ROOT (the pass that each subject runs alone), ROOT-GROUP (those timed together),
 # ROOT-GROUP-batch (the same, each at its best batch size) or ROOT-look (shallow models that were only looked at).
 BEST_BATCH = "-batch"
@@ -428,7 +428,8 @@ class Failure:
         workload: What was tried.
         environment: Where.
         session: The session it belonged to.
-        kind: "out_of_memory", "timeout", "crashed" or "unsupported".
+        kind: "out_of_memory", "timeout", "crashed", "killed" (with SIGKILL, and not for want of memory as far as the
+            kernel tells: mostly by somebody else) or "unsupported".
         message: What happened, in one sentence.
         positions: Sequence positions of one input, where they could be computed.
         refused: True when it was predicted and never tried.

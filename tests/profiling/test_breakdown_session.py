@@ -156,7 +156,7 @@ def at_the_parts(number: signal.Signals) -> Callable[[str], None]:
     ("number", "kind", "sentence"),
     [
         (signal.SIGSTOP, "timeout", "'break down' took longer than 3 s and was stopped"),
-        (signal.SIGKILL, "crashed", "the process was ended by SIGKILL when it had held up to "),
+        (signal.SIGKILL, "killed", "the process was ended by SIGKILL when it had held up to "),
     ],
 )
 def test_a_process_that_hangs_or_dies_is_a_failure(number, kind, sentence):

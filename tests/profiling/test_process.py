@@ -107,15 +107,15 @@ def test_a_question_that_nobody_understands_is_a_crash(worker):
 def test_a_worker_ended_by_a_signal_has_crashed_with_its_name(worker, number):
     os.kill(pid_of(worker), number)
     error = failure_of(worker, "available_bytes")
-    assert error.kind == "crashed"
+    assert error.kind == ("killed" if number == signal.SIGKILL else "crashed")
     assert f"the process was ended by {number.name}" in str(error)
     assert not is_alive(pid_of(worker))
 
 
-def test_a_worker_that_dies_before_it_is_asked_has_crashed(worker):
+def test_a_worker_that_dies_before_it_is_asked_is_noticed(worker):
     os.kill(pid_of(worker), signal.SIGKILL)
     assert wait_until(lambda: not is_alive(pid_of(worker)))
-    assert failure_of(worker, "available_bytes").kind == "crashed"
+    assert failure_of(worker, "available_bytes").kind == "killed"
 
 
 def test_a_worker_that_has_died_can_be_closed():

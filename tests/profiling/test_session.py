@@ -188,15 +188,15 @@ def during(phase: str, action: Callable[[list[int]], object]) -> Callable[[str],
 
 
 @needs_proc
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_subject_whose_process_dies_is_a_row_and_the_other_one_is_measured(number):
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGKILL, "killed"), (signal.SIGSEGV, "crashed")])
+def test_a_subject_whose_process_dies_is_a_row_and_the_other_one_is_measured(number, kind):
     found = measure_together(
         [tiny("bert"), tiny("bert@eager")],
         effort=QUICK,
         progress=during("latency of", lambda pids: os.kill(pids[0], number)),
     )
     lost = failed(found[0])
-    assert (lost.kind, lost.refused) == ("crashed", False)
+    assert (lost.kind, lost.refused) == (kind, False)
     assert number.name in lost.message
     assert lost.positions == 64
     assert str(measured(found[1]).workload.subject) == "bert@eager"

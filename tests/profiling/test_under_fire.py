@@ -412,7 +412,7 @@ def test_a_worker_that_has_died_says_so_again_and_again(worker):
 
 def test_who_signals_its_process_group_meets_nobody_else(worker):
     with WorkerProcess("cpu", 1) as other:
-        assert failure(worker, "together").kind == "crashed"
+        assert failure(worker, "together").kind == "killed"
         assert other.ask("available_bytes") > 0
 
 
@@ -660,7 +660,7 @@ def test_children_are_found_where_the_kernel_does_not_list_them(monkeypatch):
 
 def test_a_subject_that_kills_what_watches_over_it_ends_with_it(worker, folder):
     error = failure(worker, "rebel")
-    assert (error.kind, len(daemons(folder))) == ("crashed", 1)
+    assert (error.kind, len(daemons(folder))) == ("killed", 1)
     assert str(error) == "the process and what watched over it were killed"
     assert wait_until(lambda: not is_alive(worker.pid) and not any(map(is_alive, daemons(folder))))
 

@@ -10,16 +10,26 @@ import pytest
 import yaml
 
 from processes import descendants_of, is_alive, needs_proc, wait_until
+from synthetic import failure
 from tippingpoint.analysis.recommend import Recommendation
 from tippingpoint.analysis.tipping_point import VERDICTS, TippingPoint
 from tippingpoint.data import LengthData
 from tippingpoint.errors import AnswerError, InputError, StoreError
 from tippingpoint.measurement import Failure, Measurement
 from tippingpoint.store import Store, StoredSession
+from tippingpoint.study import run as run_module
 from tippingpoint.study.ledger import study_key
 from tippingpoint.study.presets import PRESETS
 from tippingpoint.study.recommend import recommend
-from tippingpoint.study.run import StudyResult, find_tipping_point, pair_study, run_study
+from tippingpoint.study.run import (
+    StudyResult,
+    ThisMachine,
+    find_tipping_point,
+    pair_study,
+    resolve_study,
+    run_study,
+)
+from tippingpoint.study.search import Known, Step, next_step
 from tippingpoint.workload import METRICS, PHASES, Study, Subject
 
 PAIRS = {
@@ -429,3 +439,24 @@ def test_an_interrupt_from_the_keyboard_is_one_line_and_keeps_what_was_measured(
     assert complaints.splitlines()[-1] == "error: interrupted; what was measured before is kept in the store"
     assert wait_until(lambda: not any(map(is_alive, started)), seconds=10)
     assert sessions_in(tmp_path / "results.sqlite")
+
+
+def test_a_session_whose_worker_somebody_killed_is_measured_again(path, monkeypatch):
+    def lost(workload, kind):
+        return failure(workload.subject, workload.length, kind=kind, session="s")
+
+    asked: list[Step] = []
+
+    def measure(study, step, known, remaining_s, progress):
+        asked.append(step)
+        kind = "killed" if len(asked) == 1 else "crashed"
+        return [lost(study.workload(subject, step.length, step.phase), kind) for subject in step.subjects]
+
+    monkeypatch.setattr(run_module, "_measure", measure)
+    study, lines = resolve_study(tiny_study(threads=2)), list[str]()
+    step = next_step(study, Known(), study.budget_s)
+    assert step is not None
+    outcomes, _ = ThisMachine().measure(study, step, Known(), 1.0, lines.append)
+    assert asked == [step, step]
+    assert {getattr(outcome, "kind", None) for outcome in outcomes} == {"crashed"}
+    assert lines == ["a measuring process was killed; the session is measured again"]

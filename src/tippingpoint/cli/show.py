@@ -35,7 +35,7 @@ def command(
     dtype: OnlyDtype = None,
     batch_size: OnlyBatchSize = None,
     status: Annotated[
-        str | None, typer.Option(help="ok, failed, or a kind: out_of_memory, timeout, crashed, unsupported.")
+        str | None, typer.Option(help="ok, failed, or a kind: out_of_memory, timeout, crashed, killed, unsupported.")
     ] = None,
     label: OnlyLabel = None,
     study: OnlyStudy = None,

@@ -274,7 +274,7 @@ class WorkerProcess:
         if went_on:
             return self._lose("crashed", "the process hung up but went on, and was stopped", end)
         if end is None:
-            return self._lose("crashed", "the process and what watched over it were killed", end)
+            return self._lose("killed", "the process and what watched over it were killed", end)
         if not os.WIFSIGNALED(end.status):
             return self._lose("crashed", f"the process left with status {os.WEXITSTATUS(end.status)}", end)
         number = os.WTERMSIG(end.status)
@@ -283,7 +283,7 @@ class WorkerProcess:
         held = f" when it had held up to {format_bytes(end.peak_bytes)}"
         if _count_oom_kills() > self._oom_kills:
             return self._lose("out_of_memory", f"the system killed the process for want of memory{held}", end)
-        return self._lose("crashed", f"the process was ended by SIGKILL{held}", end)
+        return self._lose("killed", f"the process was ended by SIGKILL{held}", end)
 
     def _ends_within(self, seconds: float) -> bool:
         """Wait for the worker's end without bringing it about; return whether it came."""

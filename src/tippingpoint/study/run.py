@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from tippingpoint.analysis.tipping_point import TippingPoint, tipping_point
 from tippingpoint.errors import AnswerError, InputError
-from tippingpoint.measurement import Environment, Measurement, Outcome, session_root
+from tippingpoint.measurement import Environment, Failure, Measurement, Outcome, session_root
 from tippingpoint.models.catalog import architecture_of, check_subject, modality_of
 from tippingpoint.profiling.device import now
 from tippingpoint.profiling.exclusive import exclusively
@@ -149,6 +149,10 @@ class ThisMachine:
             # Waiting for others is no part of the budget.
             begin = now()
             outcomes = _measure(study, step, known, remaining_s, progress)
+            if any(isinstance(outcome, Failure) and outcome.kind == "killed" for outcome in outcomes):
+                # Whoever did that may not do it again; if it is the subject's own doing, it will.
+                progress("a measuring process was killed; the session is measured again")
+                outcomes = _measure(study, step, known, remaining_s, progress)
             return outcomes, now() - begin
 
 
