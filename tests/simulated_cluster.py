@@ -28,7 +28,7 @@ Session = tuple[tuple[Outcome, ...], float, str, tuple[str, ...]]
 Work = Callable[[Study, Sequence[StoredSession], str, str], Iterator[Session]]
 
 # Later than this, something goes on for ever.
-_HORIZON_S = 1e8
+_HORIZON_S = 3e6
 
 
 @dataclass(frozen=True)
