@@ -169,6 +169,12 @@ def _check_measurement(found: Measurement) -> None:
         raise UnreadableError("a machine that does nothing")
     if any(size < 1 or not rate > 0 for size, rate in found.batch_curve):
         raise UnreadableError("a batch without throughput")
+    _check_memory(found)
+
+
+def _check_memory(found: Measurement | Breakdown) -> None:
+    if found.memory and found.memory.peak_bytes < 1:
+        raise UnreadableError("a peak of nothing")
 
 
 def _check_failure(found: Failure) -> None:
@@ -187,6 +193,7 @@ def _check_breakdown(found: Breakdown) -> None:
     explained = np.sum([each.seconds for each in found.components], axis=0) + np.array(found.between_s)
     if not all(math.isfinite(value) and value > 0 for value in explained):
         raise UnreadableError("parts of no time")
+    _check_memory(found)
 
 
 _CHECKS: dict[Any, Any] = {Measurement: _check_measurement, Failure: _check_failure, Breakdown: _check_breakdown}
