@@ -35,8 +35,9 @@ from tippingpoint.profiling.device import now
 from tippingpoint.profiling.environment import read_environment
 from tippingpoint.store import Store
 from tippingpoint.study.comparisons import comparisons
-from tippingpoint.study.coordinate import Comparison, Coordinator, _recall
+from tippingpoint.study.coordinate import Coordinator, _recall
 from tippingpoint.study.ledger import study_key
+from tippingpoint.study.queue import Comparison
 from tippingpoint.study.run import resolve_study
 from tippingpoint.units import format_bytes, format_seconds
 from tippingpoint.workload import Place, Study, Subject

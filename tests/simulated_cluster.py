@@ -15,7 +15,7 @@ from synthetic import measurement
 from tippingpoint.errors import InputError, TippingPointError
 from tippingpoint.measurement import Outcome
 from tippingpoint.store import StoredSession
-from tippingpoint.study.coordinate import Ended, Event, Finished, Lost, Opened, Refused
+from tippingpoint.study.cluster import Ended, Event, Finished, Lost, Opened, Refused
 from tippingpoint.study.launch_ray import Slot
 from tippingpoint.study.ledger import study_key
 from tippingpoint.study.run import Machine
@@ -94,7 +94,7 @@ class _Slot:
 
 @dataclass
 class SimulatedCluster:
-    """Simulated machines; see `tippingpoint.study.coordinate.Cluster`.
+    """Simulated machines; see `tippingpoint.study.cluster.Cluster`.
 
     Attributes:
         nodes: What there is, named after kind and number, such as "H100-3".

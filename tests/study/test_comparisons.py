@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from synthetic import measurement
 from tippingpoint.store import StoredSession
 from tippingpoint.study.comparisons import comparisons
-from tippingpoint.study.coordinate import Comparison, _recall
+from tippingpoint.study.coordinate import _recall
 from tippingpoint.study.ledger import bears_on, study_key
+from tippingpoint.study.queue import Comparison
 from tippingpoint.study.search import pairs
 from tippingpoint.workload import PHASES, Place, Study, Subject
 

@@ -16,9 +16,11 @@ from synthetic import ENVIRONMENT
 from tippingpoint.errors import AnswerError, InputError
 from tippingpoint.measurement import Environment, Measurement, Outcome
 from tippingpoint.store import Store, StoredSession
+from tippingpoint.study.cluster import Event, Lost
 from tippingpoint.study.comparisons import comparisons
-from tippingpoint.study.coordinate import ClusterResult, Comparison, Coordinator, Event, Lost, run_on_cluster
+from tippingpoint.study.coordinate import ClusterResult, Coordinator, run_on_cluster
 from tippingpoint.study.ledger import study_key
+from tippingpoint.study.queue import Comparison
 from tippingpoint.study.run import Progress, resolve_study, run_study
 from tippingpoint.study.search import Known, Step
 from tippingpoint.workload import Place, Study, Subject

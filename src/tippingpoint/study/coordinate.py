@@ -6,25 +6,25 @@
     a lost slot         gives its comparison back, and another slot goes on from the last finished session
     a bad machine       rests after its losses, twice as long after each, and is then tried with one comparison
 
-How machines are found, held and let go is the cluster's own business; see `Cluster`.
+How machines are found, held and let go is the cluster's own business; see `cluster`. Which comparison comes first is
+the queue's; see `queue`.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from tippingpoint.errors import AnswerError, InputError
-from tippingpoint.measurement import Environment, Outcome
+from tippingpoint.measurement import Environment
 from tippingpoint.store import Store, StoredSession
+from tippingpoint.study.cluster import Cluster, Ended, Event, Finished, Lost, Opened, Refused
 from tippingpoint.study.comparisons import comparisons
-from tippingpoint.study.ledger import bears_on, seconds_spent, study_key
+from tippingpoint.study.ledger import bears_on
+from tippingpoint.study.queue import Comparison, Queue
 from tippingpoint.study.run import Progress, StudyResult, answer, check_measured, merge_results, resolve_study
 from tippingpoint.units import format_items, format_seconds
 from tippingpoint.workload import Place, Study, Subject
@@ -41,162 +41,6 @@ _MOST_REST_S = 300.0
 _TICK_S = 1.0
 # After so long without a slot, say what the cluster has.
 _SAY_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A slot is there; `node` names the machine."""
-
-    slot: int
-    node: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A session is finished; `place` names machine and device, `lines` is what there was to say about it."""
-
-    slot: int
-    outcomes: tuple[Outcome, ...]
-    seconds: float
-    place: str
-    lines: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """Nothing is left of the slot's comparison."""
-
-    slot: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """The slot's comparison cannot be measured; the slot itself is well."""
-
-    slot: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The slot is gone, and what it was measuring with it."""
-
-    slot: int
-    reason: str
-
-
-Event = Opened | Finished | Ended | Refused | Lost
-
-
-class Cluster(Protocol):
-    """Machines that measure; a slot is a device of one of them, held for one measurement at a time."""
-
-    def open(self, place: Place) -> int:
-        """Ask for a slot of a kind; return its number at once. `Opened` follows, perhaps much later."""
-        ...
-
-    def give(self, slot: int, study: Study, sessions: Sequence[StoredSession], label: str) -> None:
-        """Let an open slot measure a comparison; `Finished` follow, and then `Ended`, `Refused` or `Lost`."""
-        ...
-
-    def close(self, slot: int) -> None:
-        """Let a slot go, or no longer ask for it; no event of it follows."""
-        ...
-
-    def events(self, timeout_s: float) -> Sequence[Event]:
-        """Return what has happened; wait for it, but not longer than a timeout."""
-        ...
-
-    def now(self) -> float:
-        """Return seconds on the clock that timeouts are of."""
-        ...
-
-    def offers(self) -> str:
-        """Return in words what machines there are."""
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class Comparison:
-    """A search on its way through the cluster.
-
-    Attributes:
-        study: With subjects resolved; it says what kind of place is asked for.
-        whole: Number of the study that it is a part of.
-        sessions: Everything known that bears on it, oldest first.
-        losses: Slots lost in a row, with no session finished in between.
-        avoided: Machines where that happened.
-        trouble: Why it was given up; empty if it was not.
-        key: Of the study; see `study_key`.
-    """
-
-    study: Study
-    whole: int
-    sessions: list[StoredSession] = field(default_factory=list)
-    losses: int = 0
-    avoided: set[str] = field(default_factory=set)
-    trouble: str = ""
-    key: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.key = study_key(self.study)
-
-    @property
-    def place(self) -> Place:
-        """What it asks for."""
-        assert self.study.place is not None, "checked when the study was taken"
-        return self.study.place
-
-    def remaining_s(self, label: str) -> float:
-        """Return what is left of its budget."""
-        return self.study.budget_s - seconds_spent(self.study, self.sessions, label)
-
-
-class Queue:
-    """Comparisons that wait, by kind of place: what was lost first, then the one with most left of its budget.
-
-    That leaves the short ones for the end, when slots run out of work one after the other: no slot is idle for
-    longer than the last comparison of another takes (list scheduling, longest first; Graham, SIAM Journal on Applied
-    Mathematics 17, 1969). What was lost was under way already, and of those that take longer than anybody thought,
-    most are.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: dict[Place, list[tuple[bool, float, int, Comparison]]] = defaultdict(list)
-        self._order = itertools.count()
-
-    def put(self, comparison: Comparison, remaining_s: float) -> None:
-        """Let a comparison wait."""
-        entry = (not comparison.losses, -remaining_s, next(self._order), comparison)
-        heapq.heappush(self._waiting[comparison.place], entry)
-
-    def take(self, place: Place, node: str, nodes: Collection[str]) -> Comparison | None:
-        """Return what a slot should do next, None if nothing waits that it should do.
-
-        Args:
-            place: What the slot is.
-            node: Its machine. What was lost there waits for another one, as long as there is one where it was not.
-            nodes: Every machine with such slots.
-        """
-        waiting, passed, chosen = self._waiting[place], [], None
-        while waiting and chosen is None:
-            entry = heapq.heappop(waiting)
-            avoided = entry[-1].avoided
-            if node in avoided and not avoided.issuperset(nodes):
-                passed.append(entry)
-            else:
-                chosen = entry[-1]
-        for entry in passed:
-            heapq.heappush(waiting, entry)
-        return chosen
-
-    def waits(self, place: Place) -> bool:
-        """Whether a comparison waits for a kind of place."""
-        return bool(self._waiting[place])
-
-    def waiting(self) -> dict[Place, int]:
-        """Return how many comparisons wait for each kind of place."""
-        return {place: len(entries) for place, entries in self._waiting.items() if entries}
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ from tippingpoint.errors import InputError, TippingPointError
 from tippingpoint.profiling.device import now
 from tippingpoint.profiling.hold import hold
 from tippingpoint.store import Store, StoredSession
-from tippingpoint.study.coordinate import Ended, Event, Finished, Lost, Opened, Refused
+from tippingpoint.study.cluster import Ended, Event, Finished, Lost, Opened, Refused
 from tippingpoint.study.ledger import study_key
 from tippingpoint.study.run import Machine, ThisMachine, search
 from tippingpoint.workload import Place, Study
@@ -110,7 +110,7 @@ class _Running:
 
 
 class RayCluster:
-    """The machines of a Ray cluster; see `tippingpoint.study.coordinate.Cluster`.
+    """The machines of a Ray cluster; see `tippingpoint.study.cluster.Cluster`.
 
     Use as a context manager, or call `shut_down`.
 
