@@ -1,7 +1,7 @@
 """YAML files of a person or a stranger: plain data, read within bounds; nothing in them runs.
 
-What is read is the part of YAML 1.2 that can be seen: mappings, lists, texts, numbers, true, false and null. These are
-errors: aliases (a kilobyte of them can stand for gigabytes), tags (which name types), keys that stand twice (one would
+What is read is the part of YAML 1.2 that can be seen: mappings, lists, texts, numbers, true, false and null. Errors
+are aliases (a kilobyte of them can stand for gigabytes), tags (which name types), keys that stand twice (one would
 hide the other) and keys that are no text. Words such as `no` and dates are texts.
 """
 
