@@ -35,9 +35,9 @@ def cells(study: Study) -> list[tuple[object, ...]]:
     return list(itertools.product(study.places or [None], study.phases, pairs(study)))
 
 
-def session(*subjects: Subject, phase: str = "inference") -> StoredSession:
-    outcomes = tuple(measurement(subject, 128, 0.01, phase=phase) for subject in subjects)
-    return StoredSession("some", "", "", 1.0, outcomes)
+def session(*subjects: Subject, study: str = "some") -> StoredSession:
+    outcomes = tuple(measurement(subject, 128, 0.01) for subject in subjects)
+    return StoredSession(study, "", "", 1.0, outcomes)
 
 
 @given(
@@ -80,23 +80,28 @@ def test_a_place_settles_the_device_and_the_threads_of_its_part():
     ]
 
 
-def test_pairs_that_are_searched_apart_know_only_what_was_measured_with_both():
-    bert, longformer, nystromformer = SUBJECTS[0], SUBJECTS[2], SUBJECTS[3]
-    part = comparisons(make_study(apart=True, phases=PHASES[:1]))[0]
+def test_pairs_that_are_searched_apart_know_only_what_was_measured_for_them():
+    bert, longformer = SUBJECTS[0], SUBJECTS[2]
+    part, other = comparisons(make_study(apart=True, phases=PHASES[:1]))
     assert part.subjects == (bert, longformer)
-    assert bears_on(part, session(bert, longformer))
-    assert bears_on(part, session(bert, longformer, nystromformer))
-    assert not bears_on(part, session(bert))
-    assert not bears_on(part, session(bert, nystromformer))
+    assert bears_on(part, session(bert, longformer, study=study_key(part)))
+    assert not bears_on(part, session(bert, longformer, study=study_key(other)))
+    assert not bears_on(part, session(bert, longformer))
     together = make_study()
     assert bears_on(together, session(bert))
     assert not bears_on(together, session(SUBJECTS[4]))
 
 
-@given(st.booleans(), st.integers(1, 2), st.lists(st.sets(st.sampled_from(SUBJECTS), min_size=1), max_size=8))
+@given(
+    st.booleans(),
+    st.integers(1, 2),
+    st.lists(st.tuples(st.sets(st.sampled_from(SUBJECTS), min_size=1), st.integers(0, 30)), max_size=8),
+)
 def test_every_part_is_given_what_bears_on_it_and_nothing_else(apart, baselines, measured):
     parts = [Comparison(part, 0) for part in comparisons(make_study(baselines, apart=apart, places=PLACES))]
-    sessions = [session(*sorted(subjects, key=str)) for subjects in measured]
+    sessions = [
+        session(*sorted(subjects, key=str), study=parts[number % len(parts)].key) for subjects, number in measured
+    ]
     _recall(parts, sessions, "")
     for part in parts:
         assert part.sessions == [each for each in sessions if bears_on(part.study, each)]

@@ -18,7 +18,7 @@ import yaml
 
 from planted import CORE, PlantedMachine, planted_study
 from processes import is_alive, needs_proc, wait_until
-from tippingpoint.errors import AnswerError, InputError
+from tippingpoint.errors import AnswerError
 from tippingpoint.measurement import Measurement
 from tippingpoint.store import Store
 from tippingpoint.study.coordinate import ClusterResult, run_on_cluster
@@ -329,8 +329,9 @@ def test_what_the_cluster_lacks_is_waited_for_and_then_named(nodes: Nodes):
 def test_more_cores_than_a_socket_has_are_refused(nodes: Nodes, tmp_path: Path):
     node = nodes.add("boaster", num_cpus=10_000)
     try:
-        with Store(":memory:") as store, pytest.raises(InputError, match=r"10000 CPU cores of one socket.* has \d"):
-            run(nodes, planted_study(Place(kind="cpu", cores=10_000), threads=1), store)
+        said = r"what came was lost: boaster: the study asks for 10000 CPU cores of one socket.* has \d"
+        with Store(":memory:") as store, pytest.raises(AnswerError, match=said):
+            run(nodes, planted_study(Place(kind="cpu", cores=10_000), threads=1), store, wait_s=4.0)
     finally:
         nodes.cluster.remove_node(node)
 

@@ -16,6 +16,13 @@ from tippingpoint.workload import Place, Study
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """A slot has a machine, and waits until nobody else measures there; a cluster may leave this out."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
 class Opened:
     """A slot is there; `node` names the machine."""
 
@@ -57,7 +64,7 @@ class Lost:
     reason: str
 
 
-Event = Opened | Finished | Ended | Refused | Lost
+Event = Found | Opened | Finished | Ended | Refused | Lost
 
 
 class Cluster(Protocol):

@@ -21,13 +21,13 @@ from dataclasses import dataclass
 from tippingpoint.errors import AnswerError, InputError
 from tippingpoint.measurement import Environment
 from tippingpoint.store import Store, StoredSession
-from tippingpoint.study.cluster import Cluster, Ended, Event, Finished, Lost, Opened, Refused
+from tippingpoint.study.cluster import Cluster, Ended, Event, Finished, Found, Lost, Opened, Refused
 from tippingpoint.study.comparisons import comparisons
 from tippingpoint.study.ledger import bears_on
 from tippingpoint.study.queue import Comparison, Queue
 from tippingpoint.study.run import Progress, StudyResult, answer, check_measured, merge_results, resolve_study
 from tippingpoint.units import format_items, format_seconds
-from tippingpoint.workload import Place, Study, Subject
+from tippingpoint.workload import Place, Study
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,8 @@ class _Rest:
     def begin(self, now: float, *, losses: int = 0) -> None:
         """Leave it alone from now on, after further losses."""
         self.losses += losses
-        self.until = now + min(2.0**self.losses, _MOST_REST_S)
+        # The exponent is bounded, since a kind may fail a thousand times while others are measured.
+        self.until = now + min(2.0 ** min(self.losses, 30), _MOST_REST_S)
 
 
 class Coordinator:
@@ -93,12 +94,16 @@ class Coordinator:
         self._queue = Queue()
         for comparison in comparisons:
             self._queue.put(comparison, comparison.remaining_s(label))
+        # Slots that are not open yet; of these, the ones that have a machine.
         self._asked: dict[int, Place] = {}
+        self._found: set[int] = set()
         self._slots: dict[int, _Slot] = {}
         # Open slots with nothing to do, for now.
         self._idle: set[int] = set()
         # Of machines where comparisons were lost, and of kinds of which slots were lost before they were open.
         self._rests: dict[str | Place, _Rest] = {}
+        # Why slots were lost before they were open, by kind; each reason is said once.
+        self._reasons: dict[Place, dict[str, None]] = defaultdict(dict)
 
     def run(self) -> None:
         """Measure until nothing is left.
@@ -124,9 +129,11 @@ class Coordinator:
                 self._say(f"waiting for {self._wanted()}; the cluster offers {self._cluster.offers()}")
                 said = True
             if waited > self._wait_s:
+                reasons = "; ".join(dict.fromkeys(reason for said in self._reasons.values() for reason in said))
                 raise AnswerError(
                     f"the cluster had no {self._wanted()} free within {format_seconds(self._wait_s)}; it offers "
-                    f"{self._cluster.offers()}. What was measured before is kept, and the same command goes on"
+                    f"{self._cluster.offers()}{f' (what came was lost: {reasons})' if reasons else ''}. What was "
+                    "measured before is kept, and the same command goes on"
                 )
         for number in [*self._asked, *self._slots]:
             self._let_go(number)
@@ -142,7 +149,9 @@ class Coordinator:
             asked.setdefault(place, []).append(number)
         room = _MOST_PENDING if self._most_slots is None else self._most_slots - len(self._slots)
         for place, numbers in asked.items():
-            wanted = min(waiting.get(place, 0), _MOST_PENDING, room)
+            # Machines that are found and busy say nothing about how many more there may be.
+            found = len(self._found.intersection(numbers))
+            wanted = min(waiting.get(place, 0), _MOST_PENDING + found, room)
             for number in numbers[wanted:]:
                 self._let_go(number)
             rest = self._rests.get(place)
@@ -151,9 +160,11 @@ class Coordinator:
                     self._asked[self._cluster.open(place)] = place
 
     def _handle(self, event: Event) -> None:
-        if isinstance(event, Opened):
-            if event.slot in self._asked:
+        if isinstance(event, Found | Opened):
+            if event.slot in self._asked and isinstance(event, Opened):
                 self._begin(event)
+            elif event.slot in self._asked:
+                self._found.add(event.slot)
             return
         if event.slot in self._asked and isinstance(event, Lost):
             self._lose_asked(event)
@@ -187,19 +198,22 @@ class Coordinator:
             self._let_go(event.slot)
             return
         del self._asked[event.slot]
+        self._found.discard(event.slot)
         self._slots[event.slot] = _Slot(place, event.node)
         self._give_next(event.slot)
 
     def _lose_asked(self, event: Lost) -> None:
-        rest = self._rests.setdefault(self._asked[event.slot], _Rest())
-        rest.begin(self._cluster.now(), losses=1)
+        place = self._asked[event.slot]
+        self._rests.setdefault(place, _Rest()).begin(self._cluster.now(), losses=1)
         self._let_go(event.slot)
-        if rest.losses >= _MOST_PENDING and not self._slots:
-            raise AnswerError(f"{rest.losses} times in a row a machine was lost as it came: {event.reason}")
+        if event.reason not in self._reasons[place]:
+            self._reasons[place][event.reason] = None
+            self._say(f"a machine for {place} was lost as it came: {event.reason}")
 
     def _let_go(self, number: int) -> None:
         """Close a slot, or no longer ask for it."""
         self._asked.pop(number, None)
+        self._found.discard(number)
         self._slots.pop(number, None)
         self._idle.discard(number)
         self._cluster.close(number)
@@ -322,17 +336,14 @@ def run_on_cluster(
 
 def _recall(parts: Sequence[Comparison], sessions: Iterable[StoredSession], label: str) -> None:
     """Give every comparison the sessions of a store that bear on it."""
-    by_subject: dict[Subject, list[Comparison]] = defaultdict(list)
-    for part in parts:
-        # A session of what is searched apart has its variant too; looking there alone spares those of one baseline.
-        for subject in part.study.variants if part.study.apart else part.study.subjects:
-            by_subject[subject].append(part)
+    sessions = [session for session in sessions if label in ("", session.label)]
+    by_key: dict[str, list[StoredSession]] = defaultdict(list)
     for session in sessions:
-        subjects = dict.fromkeys(outcome.workload.subject for outcome in session.outcomes)
-        near = dict.fromkeys(part for subject in subjects for part in by_subject.get(subject, ()))
-        for part in near:
-            if label in ("", session.label) and bears_on(part.study, session):
-                part.sessions.append(session)
+        by_key[session.study].append(session)
+    for part in parts:
+        # Of one that is searched apart these are all; there may be thousands of them.
+        near = by_key[part.key] if part.study.apart else sessions
+        part.sessions += [session for session in near if bears_on(part.study, session)]
 
 
 def _answers(study: Study, parts: Sequence[Comparison]) -> list[StudyResult]:

@@ -23,7 +23,7 @@ from tippingpoint.errors import InputError, TippingPointError
 from tippingpoint.profiling.device import now
 from tippingpoint.profiling.hold import hold
 from tippingpoint.store import Store, StoredSession
-from tippingpoint.study.cluster import Ended, Event, Finished, Lost, Opened, Refused
+from tippingpoint.study.cluster import Ended, Event, Finished, Found, Lost, Opened, Refused
 from tippingpoint.study.ledger import study_key
 from tippingpoint.study.run import Machine, ThisMachine, search
 from tippingpoint.workload import Place, Study
@@ -49,17 +49,20 @@ class Slot:
         self._held = ExitStack()
         self._where = ""
 
-    def opened(self) -> tuple[str, str, str]:
-        """Hold the place; return the identifier of the node, and the versions of this package and of Python.
+    def found(self) -> tuple[str, str, str]:
+        """Return the identifier of the node, and the versions of this package and of Python."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id(), __version__, sys.version.split()[0]
+
+    def opened(self) -> None:
+        """Hold the place.
 
         Raises:
             InputError: If the node has no such place.
         """
-        import ray
-
         _forget_thread_settings()
         self._where = self._held.enter_context(hold(self._place))
-        return ray.get_runtime_context().get_node_id(), __version__, sys.version.split()[0]
 
     def measure(self, study: Study, sessions: Sequence[StoredSession], label: str) -> Iterator[tuple[Any, ...]]:
         """Measure a comparison session by session.
@@ -152,7 +155,7 @@ class RayCluster:
         """Ask for a slot; see `Cluster`."""
         actor = self._ray.remote(Slot).options(**self._demand(place)).remote(place, self._machine)
         self._opened += 1
-        self._slots[self._opened] = _Running(actor, opening=actor.opened.remote())
+        self._slots[self._opened] = _Running(actor, opening=actor.found.remote())
         return self._opened
 
     def _demand(self, place: Place) -> dict[str, Any]:
@@ -167,6 +170,8 @@ class RayCluster:
             # What is lost is known to the coordinator, and given to another slot.
             "max_restarts": 0,
             "max_task_retries": 0,
+            # Slots of one machine may have to take turns, those of many need not.
+            "scheduling_strategy": "SPREAD",
         }
 
     def _spelled(self, kind: str) -> str:
@@ -220,25 +225,28 @@ class RayCluster:
             # Whatever it was, other comparisons may go on; where it came from is in the log.
             logger.debug("%s", error)
             cause, known = error.cause, isinstance(error.cause, TippingPointError)
-            if known and not slot.node:
-                raise cause from error
             reason = " ".join(f"{'' if known else f'{type(cause).__name__}: '}{cause}".split())
-            slot.stream = None
-            return Refused(number, reason) if slot.node else Lost(number, reason)
+            given, slot.stream = slot.stream is not None, None
+            return Refused(number, reason) if given else Lost(number, f"{slot.node}: {reason}")
         except errors.RayError as error:
             return Lost(number, str(error).strip().splitlines()[0])
 
     def _event_of_opening(self, number: int, slot: _Running) -> Event:
         opening, slot.opening = slot.opening, None
+        if slot.node:
+            self._ray.get(opening)
+            return Opened(number, slot.node)
         node, version, python = self._ray.get(opening)
         slot.node = next((_name(each) for each in self._ray.nodes() if each["NodeID"] == node), node)
         here = sys.version.split()[0]
         if (version, python) != (__version__, here):
-            raise InputError(
+            return Lost(
+                number,
                 f"{slot.node} has tippingpoint {version} and Python {python}, and this process {__version__} and "
-                f"{here}; install the same on every node"
+                f"{here}; install the same on every node",
             )
-        return Opened(number, slot.node)
+        slot.opening = slot.actor.opened.remote()
+        return Found(number)
 
     def _nodes(self) -> list[dict[str, Any]]:
         return [node for node in self._ray.nodes() if node["Alive"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 
 from tippingpoint.measurement import Environment, Measurement, Outcome, is_best_batch
 from tippingpoint.profiling.memory import activation_bytes
@@ -13,6 +14,7 @@ from tippingpoint.study.search import SCREENING_LAYERS, Known
 from tippingpoint.workload import Study, Subject
 
 
+@cache
 def study_key(study: Study) -> str:
     """Return the name under which a study's time is counted: its own, and what it measures.
 
@@ -61,11 +63,12 @@ def measured_in(sessions: Iterable[StoredSession], environment: Environment) -> 
 def bears_on(study: Study, session: StoredSession) -> bool:
     """Whether a session may tell a study something.
 
-    Of pairs that are searched apart, only what was measured with both: what others measure meanwhile would make
-    the search depend on the order in which they do.
+    To a pair that is searched apart, only what was measured for it: what others measure meanwhile would make the
+    search depend on the order in which they do.
     """
-    subjects = {outcome.workload.subject for outcome in session.outcomes}
-    return subjects.issuperset(study.subjects) if study.apart else not subjects.isdisjoint(study.subjects)
+    if study.apart:
+        return session.study == study_key(study)
+    return any(outcome.workload.subject in study.subjects for outcome in session.outcomes)
 
 
 def known_from(study: Study, sessions: Iterable[StoredSession]) -> Known:
