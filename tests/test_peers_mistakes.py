@@ -5,10 +5,10 @@ The list stands in docs/measuring.md; the names of the tests follow it.
 
 from __future__ import annotations
 
-import ast
 import itertools
 import math
 import re
+import socket
 import threading
 import time
 from dataclasses import fields, replace
@@ -29,10 +29,11 @@ from tippingpoint.measurement import Energy, Failure, Flops, Measurement, Memory
 from tippingpoint.models.build import build, count_parameters
 from tippingpoint.models.catalog import ARCHITECTURES
 from tippingpoint.profiling import device as device_module
-from tippingpoint.profiling.device import CpuDevice, CudaDevice, FakeDevice
+from tippingpoint.profiling.device import CpuDevice, CudaDevice, FakeDevice, now
 from tippingpoint.profiling.flops import count_flops
 from tippingpoint.profiling.session import profile
 from tippingpoint.profiling.timing import warm_up
+from tippingpoint.profiling.wire import Wire
 from tippingpoint.profiling.worker import Worker
 from tippingpoint.report.records import plain
 from tippingpoint.workload import PHASES, Subject, Workload
@@ -166,11 +167,21 @@ def test_no_thread_samples_anything_while_blocks_are_timed():
 
 
 def test_the_parent_waits_without_asking_again_and_again():
-    """What the parent runs while a block is timed is one blocking read; a loop around it would be a busy wait."""
-    source = Path(tippingpoint.__file__).parent / "profiling/process.py"
-    tree = ast.parse(source.read_text())
-    (receive,) = (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "_receive")
-    assert not any(isinstance(node, ast.While | ast.For) for node in ast.walk(receive))
+    """What the parent runs while a block is timed is a sleep until the answer comes; looking again is a busy wait."""
+    ours, theirs = socket.socketpair()
+    life, keepers = socket.socketpair()
+    answer = Wire(theirs)
+    with life, keepers:
+        timer = threading.Timer(1.0, answer.send, [(True, 7)])
+        timer.start()
+        before = time.thread_time()
+        assert Wire(ours).receive(now() + 60, life) == (True, 7)
+        asleep = time.thread_time() - before
+        timer.join()
+        ours.close()
+        theirs.close()
+    # A loop that looks again and again takes the whole second.
+    assert asleep < 0.2
 
 
 def test_each_phase_has_a_peak_of_its_own():

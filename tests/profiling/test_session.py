@@ -235,7 +235,7 @@ def test_every_subject_of_a_session_may_fail():
         effort=QUICK,
         progress=during("latency of", lambda pids: [os.kill(pid, signal.SIGKILL) for pid in pids]),
     )
-    assert [failed(outcome).kind for outcome in found] == ["crashed", "crashed"]
+    assert [failed(outcome).kind for outcome in found] == ["killed", "killed"]
 
 
 @needs_proc
@@ -248,7 +248,7 @@ def test_a_subject_that_dies_in_the_search_for_its_best_batch_keeps_what_was_mea
     )
     assert [measured(outcome).workload.batch_size for outcome in found[:2]] == [1, 1]
     (lost,) = [outcome for outcome in found if isinstance(outcome, Failure)]
-    assert lost.kind == "crashed"
+    assert lost.kind == "killed"
     assert lost.session.endswith(BEST_BATCH)
 
 
@@ -451,7 +451,7 @@ def test_a_subject_that_dies_in_its_second_process_is_a_row_and_the_other_one_go
     effort = Effort(target=0.5, budget_s=0.2, repeats=3)
     found = measure_together([tiny("bert"), tiny("bert@eager")], effort=effort, progress=listen)
     assert len(killed) == 1
-    assert failed(found[0]).kind == "crashed"
+    assert failed(found[0]).kind == "killed"
     assert set(measured(found[1]).processes) == {0, 1, 2}
 
 
