@@ -359,6 +359,13 @@ FIND = ["find", "bert", "longformer", "--size", "tiny", "--lengths"]
         ),
         (["recommend", "README.md", "--no-measure", "--store", "none.sqlite"], 1, "there is no store none.sqlite"),
         (["doctor", "--device", "cuda:99"], 2, "device 'cuda:99' was asked for, and"),
+        (["study", "text", "--on", "moon"], 2, "place to run .*moon.*local, ray"),
+        (["study", "text", "--slots", "2"], 2, "--slots are for a cluster; add --on ray"),
+        (["study", "text", "--on", "ray", "--slots", "0"], 2, "--slots"),
+        (["study", "text", "--on", "ray"], 2, "say how many CPU cores to measure with"),
+        (["study", "text", "--on", "ray", "--device", "cuda:1"], 2, "nobody knows which GPU is cuda:1"),
+        (["study", "text", "--on", "ray", "--device", "H100", "--breakdown"], 2, "--breakdown is not for a cluster"),
+        (["study", "text", "--on", "ray", "--device", "../x"], 2, "the kind of a device must be"),
     ],
 )
 @pytest.mark.parametrize("more", [[], ["--json"]], ids=["text", "json"])

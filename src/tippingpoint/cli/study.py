@@ -108,11 +108,13 @@ def command(
     from tippingpoint.store import Store
     from tippingpoint.study.run import resolve_study, run_study
     from tippingpoint.units import format_items, parse_duration, parse_fraction
-    from tippingpoint.workload import METRICS, PHASES, check_choice
+    from tippingpoint.workload import METRICS, PHASES, check_choice, check_count
 
     check_choice("place to run", on, ("local", "ray"))
-    if on == "local" and (address or slots):
+    if on == "local" and (address or slots is not None):
         raise InputError("--address and --slots are for a cluster; add --on ray, or leave them out")
+    if slots is not None:
+        check_count("--slots", slots)
     found = _named(study, modality, trust_code)
     changes = {
         "budget_s": budget and parse_duration(budget) / len(found),
@@ -153,7 +155,10 @@ def command(
                 _show(result, store)
             if on == "ray":
                 show(*(f"note: {each}" for each in disagreements(opened.sessions())))
-        if on == "local" and (breakdown or (breakdown is None and studies[0].name == REUSE)):
+        wants_parts = breakdown or (breakdown is None and studies[0].name == REUSE)
+        if wants_parts and on == "ray":
+            progress("note: nothing is broken down on a cluster; run `tippingpoint breakdown` on a machine of it")
+        elif wants_parts:
             for result in results:
                 found = _break_down(result, opened, label)
                 if not json:
