@@ -480,7 +480,11 @@ def _read_all(path: Path) -> None:
         "DROP TABLE outcomes",
         "DROP TABLE breakdowns; CREATE VIEW breakdowns AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 "
         "FROM n) SELECT i AS id, '' AS environment, '' AS label, '' AS measured_at, '' AS status,'' AS record FROM n",
+        "DROP TABLE breakdowns; CREATE VIEW Breakdowns AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 "
+        "FROM n) SELECT i AS id, '' AS environment, '' AS label, '' AS measured_at, '' AS status,'' AS record FROM n",
         "CREATE TRIGGER t AFTER INSERT ON sessions BEGIN DELETE FROM outcomes; END",
+        "ALTER TABLE sessions RENAME TO s; ALTER TABLE s RENAME TO Sessions; "
+        "CREATE TRIGGER t AFTER INSERT ON Sessions BEGIN DELETE FROM outcomes; END",
         "ALTER TABLE sessions DROP COLUMN place; ALTER TABLE sessions ADD COLUMN place TEXT AS (hex(zeroblob(9)))",
         "PRAGMA user_version = -3",
     ],

@@ -131,8 +131,8 @@ def _check_tables(db: sqlite3.Connection) -> None:
     """See that reading and writing run nothing: a stranger's file may have views, triggers and computed columns."""
     found = db.execute("SELECT type, name, tbl_name, rootpage FROM sqlite_schema").fetchall()
     for kind, name, table, page in found:
-        of_ours = table in TABLES
-        if of_ours and (kind not in ("table", "index") or not page):
+        # SQLite takes `Sessions` for `sessions`.
+        if str(table).lower() in TABLES and (kind not in ("table", "index") or not page):
             raise UnreadableError(f"{name} is a {kind}")
     hidden = "SELECT count(*) FROM pragma_table_xinfo(?) WHERE hidden <> 0"
     if any(db.execute(hidden, (table,)).fetchone()[0] for table in TABLES):
