@@ -246,7 +246,8 @@ def test_a_recommendation_measures_batches_as_they_are_made(path, batching, size
         switch=True,
         size="tiny",
         threads=1,
-        budget_s=8 if batching.startswith("packed") else 3,
+        # It ends of itself after a few seconds; a machine that has more to do still reaches the longest pack.
+        budget_s=60 if batching.startswith("packed") else 3,
         store=path,
     )
     with Store(path) as store:
