@@ -5,10 +5,12 @@ Importable by other processes, such as those of a cluster.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,6 +48,16 @@ def planted_study(place: Place | None, **changes) -> Study:
     return Study(**{**fields, **changes})
 
 
+@contextmanager
+def _nobody_else_here() -> Iterator[None]:
+    """Fail if somebody else measures on this machine, which its folder of locks stands for: it has one socket."""
+    mark = Path(os.environ["TIPPINGPOINT_LOCKS"], "measuring")
+    mark.parent.mkdir(exist_ok=True)
+    with mark.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with its process
+        yield
+
+
 @dataclass(frozen=True)
 class PlantedMachine:
     """Answers as a simulated machine does whose noise depends on the question alone.
@@ -59,6 +71,9 @@ class PlantedMachine:
     folder: str = ""
     gate: str = ""
 
+    def alone(self, study: Study, progress: Callable[[str], None]) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def environment(self, study: Study) -> Environment:
         return ENVIRONMENT
 
@@ -67,6 +82,10 @@ class PlantedMachine:
     ) -> tuple[Sequence[Outcome], float]:
         if self.folder:
             Path(self.folder, str(os.getpid())).touch()
+        with _nobody_else_here():
+            return self._measure(study, step, known)
+
+    def _measure(self, study: Study, step: Step, known: Known) -> tuple[Sequence[Outcome], float]:
         before = {session_root(outcome.session) for outcome in (*known.outcomes, *known.screened)}
         if self.gate and before:
             for _ in range(12_000):

@@ -29,6 +29,9 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _ARCHITECTURE = re.compile(r"[^\s@]+")
 _VALUE = re.compile(r"[^\s,+@=:]+")
 _KIND = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*")
+# What places ask for by other fields, or not at all; and less of it than a cluster can count.
+_RESERVED = ("cpu", "gpu", "memory", "object_store_memory")
+_LEAST_AMOUNT = 1e-4
 # CPU cores that start a GPU's kernels, where nothing else is said: as many as small machines with a GPU have.
 _HOST_CORES = 4
 
@@ -375,9 +378,16 @@ class Place:
         if self.share_socket and self.device == "cpu":
             raise InputError("measurements on CPU cores never share a socket; leave share_socket out")
         for name, amount in self.resources:
-            if not _KIND.fullmatch(name) or not amount > 0:
-                raise InputError(f"a resource needs a name and a positive amount, got {name!r}: {amount!r}")
+            if not _KIND.fullmatch(name) or name.lower() in _RESERVED:
+                raise InputError(
+                    f"a resource must be one of the cluster's own, got {name!r}; `cores` and `kind` are apart"
+                )
+            if not _LEAST_AMOUNT <= amount < math.inf:
+                raise InputError(f"a resource needs an amount of at least {_LEAST_AMOUNT:g}, got {name}: {amount!r}")
         object.__setattr__(self, "resources", tuple(sorted(self.resources)))
+        # One kind, however it is written.
+        kind = self.kind.lower() if self.kind.lower() in ("cpu", "cuda") else self.kind.upper()
+        object.__setattr__(self, "kind", kind)
 
     @property
     def device(self) -> str:
@@ -386,7 +396,7 @@ class Place:
 
     def __str__(self) -> str:
         many = "s" if self.cores != 1 else ""
-        kind = {"cpu": f"{self.cores} CPU core{many}", "cuda": "any GPU"}.get(self.kind.lower(), self.kind)
+        kind = {"cpu": f"{self.cores} CPU core{many}", "cuda": "any GPU"}.get(self.kind, self.kind)
         return " with ".join([kind, *(f"{amount:g} {name}" for name, amount in self.resources)])
 
 
@@ -404,7 +414,7 @@ class Study:
         phases: Any of "inference", "training".
         device: See `Workload`.
         places: The kinds of machine that it asks for, each of which gets a part of the study; none takes the machine
-            at hand. A place settles `device`, and `threads` where nothing else is said.
+            at hand. A place settles the device, and the threads where nothing else is said.
         apart: Whether each pair is searched by itself in each phase, with its share of the budget, so that many can
             be measured at once. Together, subjects share sessions, and pairs share their baseline.
         dtype: See `Workload`.
@@ -474,8 +484,12 @@ class Study:
             raise InputError(f"a study asks twice for the same place: {', '.join(map(str, self.places))}")
         if self.places:
             object.__setattr__(self, "device", self.places[0].device)
-        if len(self.places) == 1:
-            object.__setattr__(self, "threads", self.threads or self.places[0].cores)
+        for place in self.places:
+            if self.threads is not None and place.cores is not None and self.threads > place.cores:
+                raise InputError(
+                    f"{self.threads} threads are more than the {place.cores} cores of {place}; give it more cores, "
+                    "or leave threads out"
+                )
         if not self.metrics or not self.phases:
             raise InputError("a study needs at least one metric and one phase")
         self.workload(self.baselines[0], low, self.phases[0])

@@ -1,16 +1,19 @@
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synthetic import measurement
+from synthetic import ENVIRONMENT, measurement
+from tippingpoint.errors import InputError
 from tippingpoint.store import StoredSession
 from tippingpoint.study.comparisons import comparisons
 from tippingpoint.study.coordinate import _recall
 from tippingpoint.study.ledger import bears_on, study_key
 from tippingpoint.study.queue import Comparison
+from tippingpoint.study.run import check_place, resolve_study
 from tippingpoint.study.search import pairs
 from tippingpoint.workload import PHASES, Place, Study, Subject
 
@@ -78,6 +81,50 @@ def test_a_place_settles_the_device_and_the_threads_of_its_part():
         (PLACES[1], "cuda", 4),
         (PLACES[2], "cpu", 8),
     ]
+
+
+def test_places_that_are_unlike_have_keys_that_are_unlike():
+    places = [
+        Place(kind="H100"),
+        Place(kind="H100", share_socket=True),
+        Place(kind="H100", cores=8),
+        Place(kind="cuda"),
+        Place(kind="H100", resources=(("quiet", 1.0),)),
+    ]
+    keys = {study_key(part) for part in comparisons(make_study(places=tuple(places)))}
+    assert len(keys) == len(places)
+    assert study_key(make_study(places=(Place(kind="h100"),))) == study_key(make_study(places=(places[0],)))
+
+
+def test_what_is_named_twice_is_compared_once():
+    twice = make_study(variants=1, phases=("inference", "inference"), apart=True)
+    twice = twice.replace(variants=(Subject.parse("bert@local"), Subject.parse("bert@local:window=128")))
+    resolved = resolve_study(twice)
+    assert [str(subject) for subject in resolved.variants] == ["bert@local:window=128"]
+    assert len(comparisons(resolved)) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "fits"),
+    [
+        ("A100", "NVIDIA A100-SXM4-80GB", True),
+        ("h100", "NVIDIA H100 80GB HBM3", True),
+        ("RTX-A6000", "NVIDIA RTX A6000", True),
+        ("GeForce-RTX-5090", "NVIDIA GeForce RTX 5090", True),
+        ("cuda", "Tesla T4", True),
+        ("A100", "NVIDIA A10", False),
+        ("A10", "NVIDIA A100-SXM4-80GB", False),
+        ("H100", "NVIDIA H200", False),
+    ],
+)
+def test_a_gpu_is_of_a_kind_if_its_name_has_the_words(kind, name, fits):
+    study = make_study(places=(Place(kind=kind),))
+    environment = replace(ENVIRONMENT, device_name=name)
+    if fits:
+        check_place(study, environment)
+    else:
+        with pytest.raises(InputError, match=f"asks for {kind.upper()}, and the GPU here is {name}"):
+            check_place(study, environment)
 
 
 def test_pairs_that_are_searched_apart_know_only_what_was_measured_for_them():

@@ -6,6 +6,7 @@ import yaml
 
 from tippingpoint.errors import InputError
 from tippingpoint.models.catalog import architecture_of
+from tippingpoint.study.comparisons import comparisons
 from tippingpoint.study.files import StudyFile, load_study
 from tippingpoint.study.presets import PRESETS
 from tippingpoint.study.run import resolve_study
@@ -296,7 +297,8 @@ def test_every_preset_can_be_written_as_a_file(name, path):
 def test_a_device_can_be_a_kind_of_machine_or_several(path):
     one = load_with(path, device={"kind": "cpu", "cores": 8, "resources": {"quiet": 1}})
     assert one.places == (Place(kind="cpu", cores=8, resources=(("quiet", 1.0),)),)
-    assert (one.device, one.threads, one.apart) == ("cpu", 8, True)
+    assert (one.device, one.threads, one.apart) == ("cpu", None, True)
+    assert [part.threads for part in comparisons(one)] == [8, 8]
     two = load_with(path, device=[{"kind": "H100"}, {"kind": "A100", "share_socket": True}], apart=False)
     assert two.places == (Place(kind="H100"), Place(kind="A100", share_socket=True))
     assert (two.device, two.threads, two.apart) == ("cuda", None, False)
@@ -313,13 +315,21 @@ def test_a_device_can_be_a_kind_of_machine_or_several(path):
         ({"kind": "cpu", "cores": 0}, "cores"),
         ({"kind": "cpu", "cores": 2, "share_socket": True}, "never share a socket"),
         ({"kind": "../H100"}, "the kind of a device must be"),
-        ({"kind": "H100", "resources": {"quiet": -1}}, "positive amount"),
+        ({"kind": "H100", "resources": {"quiet": -1}}, "an amount of at least 0.0001"),
+        ({"kind": "H100", "resources": {"quiet": 1e-6}}, "an amount of at least 0.0001"),
+        ({"kind": "H100", "resources": {"GPU": 2}}, "one of the cluster's own"),
         ({"kind": "H100", "color": "red"}, "device.0.color"),
-        ([{"kind": "H100"}, {"kind": "H100"}], "twice for the same place"),
+        ([{"kind": "H100"}, {"kind": "h100"}], "twice for the same place"),
     ],
 )
 def test_a_kind_of_machine_that_cannot_be_is_refused(path, device, said):
     assert said in complaint_with(path, device=device)
+
+
+def test_more_threads_than_cores_are_refused(path):
+    assert "3 threads are more than the 2 cores" in complaint_with(
+        path, device={"kind": "cpu", "cores": 2}, threads=3
+    )
 
 
 def test_cores_to_pin_to_and_kinds_to_find_exclude_each_other(path):

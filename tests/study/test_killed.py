@@ -7,7 +7,8 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,9 @@ class Replayed:
 
     So a study that is killed and goes on takes the same steps as one that is not.
     """
+
+    def alone(self, study: Study, progress: Callable[[str], None]) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def environment(self, study: Study) -> Environment:
         return ENVIRONMENT

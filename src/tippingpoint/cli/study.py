@@ -153,8 +153,9 @@ def command(
         if not json:
             for result in results:
                 _show(result, store)
-            if on == "ray":
-                show(*(f"note: {each}" for each in disagreements(opened.sessions())))
+        if on == "ray":
+            for each in disagreements([each for each in opened.sessions() if label in ("", each.label)]):
+                (progress if json else show)(f"note: {each}")
         wants_parts = breakdown or (breakdown is None and studies[0].name == REUSE)
         if wants_parts and on == "ray":
             progress("note: nothing is broken down on a cluster; run `tippingpoint breakdown` on a machine of it")
@@ -191,7 +192,7 @@ def _placed(study: Study, changes: dict[str, Any]) -> Study:
 
     changes = dict(changes)
     device = changes.pop("device", None)
-    changed = study.replace(**changes)
+    changed = study.replace(**changes, **({} if device is None else {"places": (), "device": "cpu"}))
     if changed.places and device is None:
         return changed
     kind = device or changed.device
@@ -199,7 +200,7 @@ def _placed(study: Study, changes: dict[str, Any]) -> Study:
         raise InputError(f"on a cluster nobody knows which GPU is {kind}; name a kind, such as H100, or cuda for any")
     if kind == "cpu" and changed.threads is None:
         raise InputError("on a cluster say how many CPU cores to measure with: --threads, or `device:` in the file")
-    return changed.replace(places=(Place(kind=kind, cores=changed.threads if kind == "cpu" else None),))
+    return changed.replace(places=(Place(kind=kind, cores=changed.threads),))
 
 
 def _run_on_ray(

@@ -7,8 +7,9 @@ on one socket would spoil each other's numbers. It picks a socket that nobody me
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from tippingpoint.errors import InputError
 from tippingpoint.profiling.environment import HELD_VARIABLE
@@ -16,6 +17,9 @@ from tippingpoint.profiling.exclusive import BusyError, exclusively
 from tippingpoint.profiling.hardware import cores_by_socket
 from tippingpoint.profiling.sensors import gpu_cores, gpu_number
 from tippingpoint.workload import Place
+
+# Any of several sockets may become free, and a lock is waited for one at a time.
+_LOOK_AGAIN_S = 1.0
 
 
 @contextmanager
@@ -36,6 +40,7 @@ def hold(place: Place) -> Iterator[str]:
     """
     assert place.cores is not None, "a place knows its cores"
     before = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    held = os.environ.get(HELD_VARIABLE)
     os.environ[HELD_VARIABLE] = "1"
     with ExitStack() as stack:
         try:
@@ -47,7 +52,8 @@ def hold(place: Place) -> Iterator[str]:
                 stack.enter_context(exclusively("cuda", share_socket=place.share_socket))
                 yield f"cuda:{gpu_number('cuda')}"
         finally:
-            del os.environ[HELD_VARIABLE]
+            if held is None:
+                del os.environ[HELD_VARIABLE]
             if before is not None:
                 os.sched_setaffinity(0, before)
 
@@ -61,14 +67,12 @@ def _hold_cores(count: int, stack: ExitStack) -> tuple[int, ...]:
     if not large:
         most = max(map(len, cores_by_socket()))
         raise InputError(f"the study asks for {count} CPU cores of one socket, and this machine has {most}")
-    for cores in large:
-        try:
-            stack.enter_context(exclusively("cpu", cores, wait=False))
-        except BusyError:
-            continue
-        return _stay_on(cores)
-    stack.enter_context(exclusively("cpu", large[0]))
-    return _stay_on(large[0])
+    while True:
+        for cores in large:
+            with suppress(BusyError):
+                stack.enter_context(exclusively("cpu", cores, wait=False))
+                return _stay_on(cores)
+        time.sleep(_LOOK_AGAIN_S)
 
 
 def _stay_on(cores: tuple[int, ...]) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ def comparisons(study: Study) -> tuple[Study, ...]:
     return tuple(
         study.replace(
             places=place,
+            threads=study.threads or (place[0].cores if place else None),
             baselines=baselines,
             variants=variants,
             phases=phases,

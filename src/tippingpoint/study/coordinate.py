@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ from tippingpoint.measurement import Environment
 from tippingpoint.store import Store, StoredSession
 from tippingpoint.study.cluster import Cluster, Ended, Event, Finished, Found, Lost, Opened, Refused
 from tippingpoint.study.comparisons import comparisons
-from tippingpoint.study.ledger import bears_on
+from tippingpoint.study.ledger import bears_on, known_from, measured_in
 from tippingpoint.study.queue import Comparison, Queue
 from tippingpoint.study.run import Progress, StudyResult, answer, check_measured, merge_results, resolve_study
+from tippingpoint.study.search import next_step
 from tippingpoint.units import format_items, format_seconds
 from tippingpoint.workload import Place, Study
 
@@ -56,10 +58,12 @@ class _Rest:
 
     losses: int = 0
     until: float = -math.inf
+    _lost_at: float = -math.inf
 
-    def begin(self, now: float, *, losses: int = 0) -> None:
-        """Leave it alone from now on, after further losses."""
-        self.losses += losses
+    def begin(self, now: float, *, lost: bool = False) -> None:
+        """Leave it alone from now on, after another loss if one was had; what is lost with a machine is one loss."""
+        if lost and now > self._lost_at + _TICK_S:
+            self.losses, self._lost_at = self.losses + 1, now
         # The exponent is bounded, since a kind may fail a thousand times while others are measured.
         self.until = now + min(2.0 ** min(self.losses, 30), _MOST_REST_S)
 
@@ -112,6 +116,13 @@ class Coordinator:
             StoreError: If results cannot be written.
             AnswerError: If no slot has been open for too long.
         """
+        try:
+            self._run()
+        finally:
+            for number in [*self._asked, *self._slots]:
+                self._let_go(number)
+
+    def _run(self) -> None:
         looked, idle_since, said = -math.inf, self._cluster.now(), False
         while self._left:
             if self._cluster.now() >= looked + _TICK_S:
@@ -125,6 +136,13 @@ class Coordinator:
                 idle_since, said = self._cluster.now(), False
                 continue
             waited = self._cluster.now() - idle_since
+            if self._found and waited > _SAY_S:
+                if not said:
+                    self._say(
+                        f"waiting: others measure on {format_items(len(self._found), 'machine')} of the cluster"
+                    )
+                said = True
+                continue
             if waited > _SAY_S and not said:
                 self._say(f"waiting for {self._wanted()}; the cluster offers {self._cluster.offers()}")
                 said = True
@@ -135,8 +153,6 @@ class Coordinator:
                     f"{self._cluster.offers()}{f' (what came was lost: {reasons})' if reasons else ''}. What was "
                     "measured before is kept, and the same command goes on"
                 )
-        for number in [*self._asked, *self._slots]:
-            self._let_go(number)
 
     def _wanted(self) -> str:
         return ", ".join(map(str, self._queue.waiting()))
@@ -147,17 +163,23 @@ class Coordinator:
         asked: dict[Place, list[int]] = {place: [] for place in waiting}
         for number, place in self._asked.items():
             asked.setdefault(place, []).append(number)
-        room = _MOST_PENDING if self._most_slots is None else self._most_slots - len(self._slots)
+        room = self._room()
         for place, numbers in asked.items():
             # Machines that are found and busy say nothing about how many more there may be.
             found = len(self._found.intersection(numbers))
-            wanted = min(waiting.get(place, 0), _MOST_PENDING + found, room)
+            wanted = max(0, min(waiting.get(place, 0), _MOST_PENDING + found, room))
+            numbers.sort(key=lambda number: number not in self._found)
             for number in numbers[wanted:]:
                 self._let_go(number)
             rest = self._rests.get(place)
             if rest is None or rest.until <= now:
                 for _ in range(wanted - len(numbers)):
                     self._asked[self._cluster.open(place)] = place
+
+    def _room(self) -> int:
+        """Return how many more measurements there may be at once."""
+        most = sys.maxsize if self._most_slots is None else self._most_slots
+        return most - len(self._slots) + len(self._idle)
 
     def _handle(self, event: Event) -> None:
         if isinstance(event, Found | Opened):
@@ -176,7 +198,7 @@ class Coordinator:
             case Lost():
                 self._let_go(event.slot)
                 if comparison is not None:
-                    self._rests.setdefault(slot.node, _Rest()).begin(self._cluster.now(), losses=1)
+                    self._rests.setdefault(slot.node, _Rest()).begin(self._cluster.now(), lost=True)
                     self._lose(comparison, slot.node, event.reason)
             case Finished():
                 assert comparison is not None, "only what was given can be finished"
@@ -194,7 +216,7 @@ class Coordinator:
     def _begin(self, event: Opened) -> None:
         place = self._asked[event.slot]
         self._rests.pop(place, None)
-        if self._most_slots is not None and len(self._slots) >= self._most_slots:
+        if self._room() <= 0:
             self._let_go(event.slot)
             return
         del self._asked[event.slot]
@@ -204,7 +226,7 @@ class Coordinator:
 
     def _lose_asked(self, event: Lost) -> None:
         place = self._asked[event.slot]
-        self._rests.setdefault(place, _Rest()).begin(self._cluster.now(), losses=1)
+        self._rests.setdefault(place, _Rest()).begin(self._cluster.now(), lost=True)
         self._let_go(event.slot)
         if event.reason not in self._reasons[place]:
             self._reasons[place][event.reason] = None
@@ -226,11 +248,11 @@ class Coordinator:
             self._let_go(number)
             return
         rest = self._rests.get(slot.node)
-        if rest is None or rest.until <= now:
+        self._idle.add(number)
+        if (rest is None or rest.until <= now) and self._room() > 0:
             nodes = {other.node for other in self._slots.values() if other.place == slot.place}
             slot.comparison = self._queue.take(slot.place, slot.node, nodes)
         if slot.comparison is None:
-            self._idle.add(number)
             return
         self._idle.discard(number)
         if rest is not None:
@@ -318,10 +340,14 @@ def run_on_cluster(
                 "`device: {kind: cpu, cores: 8}`"
             )
     parts = [Comparison(part, number) for number, study in enumerate(studies) for part in comparisons(study)]
+    if len({part.key for part in parts}) < len(parts):
+        raise InputError("two of the studies compare the same under one name; give them names of their own")
     _recall(parts, store.sessions(), label)
     total = sum(part.study.budget_s for part in parts)
     say(f"{format_items(len(parts), 'comparison')}, {format_seconds(total)} of measuring in all")
-    Coordinator(parts, store, cluster, label=label, say=say, most_slots=most_slots, wait_s=wait_s).run()
+    # What has nothing left needs no machine, not even to say so.
+    unfinished = [part for part in parts if not _is_finished(part, label)]
+    Coordinator(unfinished, store, cluster, label=label, say=say, most_slots=most_slots, wait_s=wait_s).run()
     results = tuple(
         result
         for number, study in enumerate(studies)
@@ -344,6 +370,15 @@ def _recall(parts: Sequence[Comparison], sessions: Iterable[StoredSession], labe
         # Of one that is searched apart these are all; there may be thousands of them.
         near = by_key[part.key] if part.study.apart else sessions
         part.sessions += [session for session in near if bears_on(part.study, session)]
+
+
+def _is_finished(part: Comparison, label: str) -> bool:
+    """Whether nothing is left of a comparison in the environment that it was measured in last."""
+    environment = _last_environment(part)
+    if environment is None:
+        return False
+    known = known_from(part.study, measured_in(part.sessions, environment))
+    return bool(known.outcomes) and next_step(part.study, known, part.remaining_s(label)) is None
 
 
 def _answers(study: Study, parts: Sequence[Comparison]) -> list[StudyResult]:

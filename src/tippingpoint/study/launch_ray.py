@@ -11,6 +11,7 @@ import importlib
 import logging
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -118,15 +119,21 @@ class RayCluster:
     Use as a context manager, or call `shut_down`.
 
     Args:
-        address: Of the cluster, such as "auto", "node:6379" or "ray://node:10001"; None is the one that this machine
-            belongs to or that RAY_ADDRESS names, and a new one of this machine alone where there is none.
+        address: Of the cluster, such as "auto" or "node:6379"; None is the one that this process has joined, that
+            this machine belongs to or that RAY_ADDRESS names, and where there is none a new one of this machine.
         machine: What measures on the nodes; for tests.
 
     Raises:
-        InputError: If Ray is not installed, or there is no cluster at the address, or it does not let us in.
+        InputError: If Ray is not installed, there is no cluster at the address, it does not let us in, or the address
+            is that of a client.
     """
 
     def __init__(self, address: str | None = None, *, machine: Machine | None = None) -> None:
+        if address and address.startswith("ray://"):
+            raise InputError(
+                f"{address} is for Ray's clients, which cannot follow what is measured; start this on a machine of "
+                "the cluster with --address auto, or submit it as a Ray job"
+            )
         # Ray would hide GPUs from what asks for none, and warn that a later version will not.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
@@ -135,12 +142,14 @@ class RayCluster:
         except ImportError as error:
             raise InputError("running on Ray needs Ray; install it with `pip install 'tippingpoint[ray]'`") from error
         try:
-            self._ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **({} if address else {"include_dashboard": False}),
-            )
+            self._joined = not self._ray.is_initialized()
+            if self._joined:
+                self._ray.init(
+                    address=address,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    **({} if address else {"include_dashboard": False}),
+                )
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
             said = " ".join(str(error).split())[:300]
             raise InputError(
@@ -161,7 +170,7 @@ class RayCluster:
     def _demand(self, place: Place) -> dict[str, Any]:
         """Return what Ray must find for a slot."""
         resources = dict(place.resources)
-        if place.device != "cpu" and place.kind.lower() != "cuda":
+        if place.device != "cpu" and place.kind != "cuda":
             resources[f"{_KIND_PREFIX}{self._spelled(place.kind)}"] = _A_TRACE
         return {
             "num_cpus": place.cores,
@@ -176,7 +185,8 @@ class RayCluster:
 
     def _spelled(self, kind: str) -> str:
         """Return the name of a kind as the cluster has it, whatever the case; as it is, if there is none yet."""
-        known = [name.removeprefix(_KIND_PREFIX) for node in self._nodes() for name in node["Resources"]]
+        every = [name for node in self._nodes() for name in node["Resources"] if name.startswith(_KIND_PREFIX)]
+        known = [name.removeprefix(_KIND_PREFIX) for name in every]
         return next((name for name in known if name.lower() == kind.lower()), kind)
 
     def give(self, slot: int, study: Study, sessions: Sequence[StoredSession], label: str) -> None:
@@ -200,6 +210,7 @@ class RayCluster:
             if slot.opening is not None or slot.stream is not None
         }
         if not waited:
+            time.sleep(timeout_s)
             return []
         ready, _ = self._ray.wait(list(waited), num_returns=1, timeout=timeout_s, fetch_local=False)
         # Whatever else is there by now comes along.
@@ -229,7 +240,9 @@ class RayCluster:
             given, slot.stream = slot.stream is not None, None
             return Refused(number, reason) if given else Lost(number, f"{slot.node}: {reason}")
         except errors.RayError as error:
-            return Lost(number, str(error).strip().splitlines()[0])
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            # Of an actor that could not be made, the last line says why; the first one where.
+            return Lost(number, lines[-1 if "creation task" in lines[0] else 0])
 
     def _event_of_opening(self, number: int, slot: _Running) -> Event:
         opening, slot.opening = slot.opening, None
@@ -264,9 +277,12 @@ class RayCluster:
 
     def shut_down(self) -> None:
         """Let every slot go, and leave the cluster."""
-        for number in list(self._slots):
-            self.close(number)
-        self._ray.shutdown()
+        try:
+            for number in list(self._slots):
+                self.close(number)
+        finally:
+            if self._joined:
+                self._ray.shutdown()
 
     def __enter__(self) -> RayCluster:
         return self

@@ -34,7 +34,7 @@ def study_key(study: Study) -> str:
     batches = (study.batch_size,) if study.batch_budget is None else ("budget", study.batch_budget)
     batches += ("padded",) * study.padded
     # Only where they are named, so that studies of earlier versions keep their keys.
-    batches += ("apart",) * study.apart + (() if study.place is None else (str(study.place),))
+    batches += ("apart",) * study.apart + (() if study.place is None else (repr(study.place),))
     digest = hashlib.sha256(repr((*parts, *batches)).encode()).hexdigest()[:8]
     return f"{study.name} {digest}"
 

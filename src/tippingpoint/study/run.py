@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -83,6 +84,10 @@ def resolve_study(study: Study) -> Study:
         InputError: If a subject, its modality or the range of lengths is not legal.
     """
     subjects = {subject: check_subject(subject) for subject in study.subjects}
+
+    def once(names: Iterable[Any]) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(names))
+
     modality = modality_of(tuple(subjects.values()))
     if modality != study.modality:
         raise InputError(f"the study says modality {study.modality!r}, and its subjects are of {modality}")
@@ -92,15 +97,22 @@ def resolve_study(study: Study) -> Study:
         if high < rule.lengths.minimum:
             rule.check_length(high)
     return study.replace(
-        baselines=tuple(subjects[subject] for subject in study.baselines),
-        variants=tuple(subjects[subject] for subject in study.variants),
+        baselines=once(subjects[subject] for subject in study.baselines),
+        variants=once(subjects[subject] for subject in study.variants),
+        phases=once(study.phases),
+        metrics=once(study.metrics),
         # Where the study asks for places, they say how many.
-        threads=study.threads or (None if study.places else default_threads(study.affinity)),
+        threads=study.threads
+        or (study.place.cores if study.place else None if study.places else default_threads(study.affinity)),
     )
 
 
 class Machine(Protocol):
     """What measures the steps of a search."""
+
+    def alone(self, study: Study, progress: Progress) -> AbstractContextManager[None]:
+        """Have what a study is measured on to oneself; wait until it is free."""
+        ...
 
     def environment(self, study: Study) -> Environment:
         """Return where a study would be measured.
@@ -127,12 +139,17 @@ class ThisMachine:
     def __init__(self, progress: Progress | None = None) -> None:
         self._progress = progress
 
+    def alone(self, study: Study, progress: Progress) -> AbstractContextManager[None]:
+        """Have the device and its sockets to oneself; see `exclusively`."""
+        shared = study.place is not None and study.place.share_socket
+        return exclusively(study.device, study.affinity, share_socket=shared, progress=progress)
+
     def environment(self, study: Study) -> Environment:
         """Return the environment of a worker of the study."""
         assert study.threads is not None, "threads were resolved"
         with (
             # Starting the first worker is work that others would feel.
-            _alone(study, self._progress),
+            self.alone(study, self._progress or logger.info),
             WorkerProcess(
                 study.device, study.threads, affinity=study.affinity, timeout_s=_TIMEOUT_BOUNDS_S[0]
             ) as worker,
@@ -145,21 +162,13 @@ class ThisMachine:
         self, study: Study, step: Step, known: Known, remaining_s: float, progress: Progress
     ) -> tuple[Sequence[Outcome], float]:
         """Measure one session in workers of their own."""
-        with _alone(study, progress):
-            # Waiting for others is no part of the budget.
-            begin = now()
+        begin = now()
+        outcomes = _measure(study, step, known, remaining_s, progress)
+        if any(isinstance(outcome, Failure) and outcome.kind == "killed" for outcome in outcomes):
+            # Whoever did that may not do it again; if it is the subject's own doing, it will.
+            progress("a measuring process was killed; the session is measured again")
             outcomes = _measure(study, step, known, remaining_s, progress)
-            if any(isinstance(outcome, Failure) and outcome.kind == "killed" for outcome in outcomes):
-                # Whoever did that may not do it again; if it is the subject's own doing, it will.
-                progress("a measuring process was killed; the session is measured again")
-                outcomes = _measure(study, step, known, remaining_s, progress)
-            return outcomes, now() - begin
-
-
-def _alone(study: Study, progress: Progress | None) -> AbstractContextManager[None]:
-    """Have what a study is measured on to oneself."""
-    shared = study.place is not None and study.place.share_socket
-    return exclusively(study.device, study.affinity, share_socket=shared, progress=progress)
+        return outcomes, now() - begin
 
 
 def check_place(study: Study, environment: Environment) -> None:
@@ -177,11 +186,17 @@ def check_place(study: Study, environment: Environment) -> None:
             f"the study asks for {place.cores} CPU cores, and {environment.cores} may be used here; name fewer in "
             "`device`, or run it with `--on ray` where there are more"
         )
-    if place.device != "cpu" and place.kind.lower() not in ("cuda", *environment.device_name.lower().split()):
+    words, named = _words(environment.device_name), _words(place.kind)
+    if place.device != "cpu" and place.kind != "cuda" and not named <= words:
         raise InputError(
             f"the study asks for {place.kind}, and the GPU here is {environment.device_name}; name that in `device`, "
             f"or run it with `--on ray` on a cluster that has {place.kind}"
         )
+
+
+def _words(name: str) -> set[str]:
+    """Return the words of a GPU's name: "NVIDIA A100-SXM4-80GB" is an A100."""
+    return set(re.findall(r"[a-z0-9]+", name.lower()))
 
 
 def run_study(
@@ -210,7 +225,9 @@ def run_study(
     study = resolve_study(study)
     say("starting the measuring process")
     parts = comparisons(study)
-    environment, *others = [machine.environment(part) for part in parts]
+    # What it depends on is mostly the same for all of them.
+    unlike = {(part.device, part.threads, part.affinity, part.place): part for part in parts}
+    environment, *others = [machine.environment(part) for part in unlike.values()]
     if any(other.fingerprint != environment.fingerprint for other in others):
         raise InputError("the study asks for several kinds of place at once; run it with `--on ray`")
     for part in parts:
@@ -249,15 +266,18 @@ def search(
         The outcomes of a session, and the seconds it took.
     """
     while True:
-        everywhere = sessions_of(study, store, label=label)
-        spent = seconds_spent(study, everywhere)
-        known = known_from(study, measured_in(everywhere, environment))
-        remaining = study.budget_s - spent
-        step = next_step(study, known, remaining)
-        if step is None:
-            return
-        say(_announce(study, step, spent))
-        yield machine.measure(study, step, known, remaining, lambda line: say(f"    {line}"))
+        # Decided, measured and stored in one turn: of two that run the same study at once, each sees what the other
+        # has done. Waiting for the turn is no part of the budget.
+        with machine.alone(study, say):
+            everywhere = sessions_of(study, store, label=label)
+            spent = seconds_spent(study, everywhere)
+            known = known_from(study, measured_in(everywhere, environment))
+            remaining = study.budget_s - spent
+            step = next_step(study, known, remaining)
+            if step is None:
+                return
+            say(_announce(study, step, spent))
+            yield machine.measure(study, step, known, remaining, lambda line: say(f"    {line}"))
 
 
 def _measure(
