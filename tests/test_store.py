@@ -377,16 +377,16 @@ def test_every_error_of_the_store_is_one_of_the_package_with_exit_code_1(path):
 def test_a_reader_sees_whole_sessions_while_another_is_being_written(filled):
     seen = []
 
-    def outcomes() -> Iterator[Outcome]:
-        for outcome in SESSION:
+    def read(statement: str = "INSERT INTO outcomes") -> None:
+        if statement.startswith("INSERT INTO outcomes"):
             with Store(filled) as reader:
                 seen.append(len(reader.outcomes()))
-            yield outcome
 
     with Store(filled) as writer:
-        writer.add(lazily(outcomes()))
-        with Store(filled) as reader:
-            seen.append(len(reader.outcomes()))
+        writer._db.set_trace_callback(read)
+        writer.add(SESSION)
+        writer._db.set_trace_callback(None)
+        read()
     assert seen == [3, 3, 3, 6]
 
 
@@ -442,17 +442,20 @@ from synthetic import measurement
 from tippingpoint.store import Store
 
 path, kill_itself = sys.argv[1], sys.argv[2] == "itself"
+outcomes = [measurement("bert", 128 + number, [0.01] * 400) for number in range(40)]
+inserted = []
 
-def outcomes():
-    for number in range(40):
-        if kill_itself and number == 30:
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield measurement("bert", 128 + number, [0.01] * 400)
+def die(statement):
+    inserted.extend([statement] * statement.startswith("INSERT INTO outcomes"))
+    if len(inserted) == 30:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 with Store(path) as store:
     store._db.execute("PRAGMA cache_size = 10")  # pages reach the disk before the transaction's end
+    if kill_itself:
+        store._db.set_trace_callback(die)
     while True:
-        store.add(outcomes())
+        store.add(outcomes)
         print("written", flush=True)
 """
 

@@ -23,7 +23,7 @@ from breakdowns import encoder
 from synthetic import ENVIRONMENT, failure, measurement
 from tippingpoint.errors import StoreError
 from tippingpoint.measurement import Energy, Sample
-from tippingpoint.store import Store, store
+from tippingpoint.store import Store, StoredSession, store
 from tippingpoint.store.file import connect
 
 TESTS = Path(__file__).parent
@@ -41,7 +41,8 @@ def fill(path: Path, sessions: int = 5) -> list[str]:
     with Store(path) as filled:
         for number in range(sessions):
             found = [measurement("bert", 128 + number, [0.01] * 60, session=f"{number}-0"), *SESSION]
-            filled.add(found, study=f"study {number}", seconds=1.0)
+            filled.add(found, study=f"study {number}", seconds=1.0 + number / 7, place="node-1/cpu")
+        filled.add_breakdowns([encoder(), failure("bert", 512)])
     return [f"study {number}" for number in range(sessions)]
 
 
@@ -150,7 +151,18 @@ def test_a_byte_changed_anywhere_never_changes_what_was_measured(data):
         if complaint_of(lambda: studies_in(path)):
             return
         with Store(path) as changed, Store(_whole_store()) as whole:
-            assert changed.outcomes() == whole.outcomes()
+            assert [_without_names(session) for session in changed.sessions()] == [
+                _without_names(session) for session in whole.sessions()
+            ]
+            assert [_without_names(each) for each in changed.every_breakdown()] == [
+                _without_names(each) for each in whole.every_breakdown()
+            ]
+
+
+def _without_names(stored: Any) -> Any:
+    """Leave out what a person may change."""
+    names = {"study": "", "label": ""} if isinstance(stored, StoredSession) else {"label": ""}
+    return replace(stored, **names)
 
 
 _KEPT: list[Path] = []
@@ -420,9 +432,8 @@ def test_a_clock_that_is_set_back_neither_reorders_nor_loses_a_session(path, mon
 
 def tampered(path: Path, *statements: str) -> Path:
     fill(path, 2)
-    with Store(path) as opened:
-        opened.add_breakdowns([encoder()])
     database = sqlite3.connect(path)
+    database.execute("DELETE FROM breakdowns WHERE status <> 'ok'")
     database.executescript(";".join(statements))
     database.close()
     return path
@@ -430,7 +441,7 @@ def tampered(path: Path, *statements: str) -> Path:
 
 def edited(path: Path, change: Callable[[dict[str, Any]], object], table: str = "outcomes") -> Path:
     """Change the first record of a store, and its digest with it, as somebody would who means harm."""
-    from tippingpoint.store.records import digest
+    from tippingpoint.store.records import breakdown_digest, session_digest
 
     tampered(path)
     database = sqlite3.connect(path)
@@ -442,7 +453,12 @@ def edited(path: Path, change: Callable[[dict[str, Any]], object], table: str = 
     rows = database.execute(
         "SELECT environment, status, record FROM outcomes WHERE session = 1 ORDER BY id"
     ).fetchall()
-    database.execute("UPDATE sessions SET digest = ? WHERE id = 1", (digest(rows),))
+    ((moment, seconds, place),) = database.execute(
+        "SELECT measured_at, seconds, place FROM sessions WHERE id = 1"
+    ).fetchall()
+    database.execute("UPDATE sessions SET digest = ? WHERE id = 1", (session_digest(moment, seconds, place, rows),))
+    (row,) = database.execute("SELECT measured_at, environment, status, record FROM breakdowns").fetchall()
+    database.execute("UPDATE breakdowns SET digest = ?", (breakdown_digest(*row),))
     database.commit()
     database.close()
     return path
@@ -469,6 +485,11 @@ def _read_all(path: Path) -> None:
         "UPDATE sessions SET study = x'ff'",
         "UPDATE sessions SET label = CAST(x'ff' AS TEXT)",
         "UPDATE sessions SET digest = ''",
+        "UPDATE sessions SET seconds = seconds + 1",
+        "UPDATE sessions SET measured_at = '2026-01-01T00:00:00+00:00'",
+        "UPDATE sessions SET place = 'elsewhere'",
+        "UPDATE breakdowns SET measured_at = '2026-01-01T00:00:00+00:00'",
+        "UPDATE breakdowns SET record = replace(record, '0.', '1.')",
         "UPDATE outcomes SET status = 'fine'",
         "UPDATE outcomes SET session = 99 WHERE id = 1",
         "UPDATE outcomes SET session = 'one' WHERE id = 1",
@@ -600,3 +621,39 @@ def test_a_number_that_is_none_is_never_written_since_nobody_could_read_the_file
         with pytest.raises(StoreError, match=r"what was measured of bert .* cannot be stored"):
             opened.add([measurement("vit", 224, 0.1), replace(SESSION[0], **broken)])
         assert opened.outcomes() == SESSION
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, 1e300])
+def test_a_time_that_a_session_cannot_take_is_never_written(path, seconds):
+    with Store(path) as opened:
+        with pytest.raises(StoreError, match=r"a session of .* seconds cannot be stored"):
+            opened.add(SESSION, seconds=seconds)
+        opened.add(SESSION, seconds=-0.0)
+    with Store(path) as opened:
+        assert [session.seconds for session in opened.sessions()] == [0.0]
+
+
+def test_names_that_a_person_gave_may_be_changed(path):
+    tampered(path, "UPDATE sessions SET study = 'a', label = 'b'", "UPDATE breakdowns SET label = 'c'")
+    with Store(path) as opened:
+        assert {(session.study, session.label) for session in opened.sessions()} == {("a", "b")}
+        assert {each.label for each in opened.every_breakdown()} == {"c"}
+
+
+def test_results_are_put_into_words_before_the_file_is_locked(path, monkeypatch):
+    """Whoever else writes is kept waiting for the disk alone."""
+    Store(path).close()
+    dump = store.dump
+
+    def dump_while_another_writes(each: Any) -> tuple[str, str]:
+        other = sqlite3.connect(path, timeout=0, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        other.execute("ROLLBACK")
+        other.close()
+        return dump(each)
+
+    monkeypatch.setattr(store, "dump", dump_while_another_writes)
+    with Store(path) as opened:
+        opened.add(SESSION)
+        opened.add_breakdowns([encoder()])
+        assert len(opened.outcomes()) == 2

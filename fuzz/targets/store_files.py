@@ -32,7 +32,7 @@ def one_input(data: bytes) -> None:
 
 def plant(path: str, record: str) -> None:
     """Put a record in the place of the first outcome, as a stranger would who knows how a store is made."""
-    from tippingpoint.store.records import digest
+    from tippingpoint.store.records import session_digest
 
     db = sqlite3.connect(path)
     try:
@@ -41,7 +41,8 @@ def plant(path: str, record: str) -> None:
         rows = db.execute(
             "SELECT environment, status, record FROM outcomes WHERE session = ? ORDER BY id", (session,)
         ).fetchall()
-        db.execute("UPDATE sessions SET digest = ? WHERE id = ?", (digest(rows), session))
+        header = db.execute("SELECT measured_at, seconds, place FROM sessions WHERE id = ?", (session,)).fetchone()
+        db.execute("UPDATE sessions SET digest = ? WHERE id = ?", (session_digest(*header, rows), session))
         db.commit()
     finally:
         db.close()

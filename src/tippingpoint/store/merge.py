@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from tippingpoint.errors import InputError, StoreError
 from tippingpoint.store.file import DamagedError, connect, explained, transaction
 from tippingpoint.store.reading import (
+    BREAKDOWN,
     HEADER,
     RawSession,
     decoded_breakdown,
@@ -137,15 +138,15 @@ def _write(held: Sequence[_Held], draft: Path, target: Path) -> Merged:
         with transaction(db):
             for each in held:
                 db.executemany("INSERT OR IGNORE INTO environments VALUES (?, ?)", each.environments.items())
-            marks = ", ".join("?" * (HEADER.count(",") + 1))
+            into_sessions = f"INSERT INTO sessions ({HEADER}) VALUES ({_marks(HEADER)})"
             for session in sessions:
-                number = db.execute(f"INSERT INTO sessions ({HEADER}) VALUES ({marks})", session.header).lastrowid
+                number = db.execute(into_sessions, session.header).lastrowid
                 db.executemany(
                     "INSERT INTO outcomes (session, environment, status, record) VALUES (?, ?, ?, ?)",
                     [(number, *row) for row in session.rows],
                 )
             db.executemany(
-                "INSERT INTO breakdowns (environment, label, measured_at, status, record) VALUES (?, ?, ?, ?, ?)",
+                f"INSERT INTO breakdowns ({BREAKDOWN}) VALUES ({_marks(BREAKDOWN)})",
                 breakdowns,
             )
     return Merged(
@@ -157,6 +158,10 @@ def _write(held: Sequence[_Held], draft: Path, target: Path) -> Merged:
         duplicates=again + once_more,
         lost=sum(each.lost for each in held),
     )
+
+
+def _marks(columns: str) -> str:
+    return ", ".join("?" * (columns.count(",") + 1))
 
 
 def _once(

@@ -11,10 +11,18 @@ from typing import Any
 from tippingpoint.analysis.breakdown import Breakdown
 from tippingpoint.measurement import Environment, Failure, Measurement, Outcome
 from tippingpoint.store.file import UnreadableError
-from tippingpoint.store.records import check_duration, digest, kind_of, load, load_environment
+from tippingpoint.store.records import (
+    breakdown_digest,
+    check_duration,
+    kind_of,
+    load,
+    load_environment,
+    session_digest,
+)
 from tippingpoint.store.rows import outcome_row
 
 HEADER = "study, label, measured_at, seconds, place, digest"
+BREAKDOWN = "environment, label, measured_at, status, record, digest"
 # An environment, and the text that it was written as; by fingerprint.
 Environments = Mapping[str, tuple[Environment, str]]
 
@@ -85,7 +93,7 @@ class RawSession:
         check_texts(study, label, measured_at, place, *(text for row in self.rows for text in row))
         _check_moment(measured_at)
         check_duration(seconds, least=0.0)
-        if digest(self.rows) != told:
+        if session_digest(measured_at, seconds, place, self.rows) != told:
             raise UnreadableError(f"session {self.number} is not whole")
         outcomes = tuple(_decoded(row, Measurement, environments) for row in self.rows)
         return StoredSession(study, label, measured_at, float(seconds), outcomes, place)
@@ -122,9 +130,8 @@ def read_sessions(db: sqlite3.Connection, *, after: int = 0) -> list[RawSession]
 
 
 def read_breakdowns(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
-    """Return environment, label, moment, status and record of every breakdown, in the order of writing."""
-    query = "SELECT environment, label, measured_at, status, record FROM breakdowns ORDER BY id"
-    return db.execute(query).fetchall()
+    """Return the columns of `BREAKDOWN` of all of them, in the order of writing."""
+    return db.execute(f"SELECT {BREAKDOWN} FROM breakdowns ORDER BY id").fetchall()
 
 
 def decoded_breakdown(row: tuple[Any, ...], environments: Environments) -> StoredBreakdown:
@@ -133,9 +140,11 @@ def decoded_breakdown(row: tuple[Any, ...], environments: Environments) -> Store
     Raises:
         UnreadableError: If it is not what was written.
     """
-    fingerprint, label, measured_at, status, record = row
+    fingerprint, label, measured_at, status, record, told = row
     check_texts(*row)
     _check_moment(measured_at)
+    if breakdown_digest(measured_at, fingerprint, status, record) != told:
+        raise UnreadableError("a breakdown is not what was written")
     return StoredBreakdown(label, measured_at, _decoded((fingerprint, status, record), Breakdown, environments))
 
 

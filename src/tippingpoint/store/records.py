@@ -33,9 +33,26 @@ def _adapter(kind: type) -> Any:
     return TypeAdapter(kind)
 
 
-def digest(rows: Sequence[Sequence[str]]) -> str:
-    """Return 16 hexadecimal digits of a session's outcomes: environment, status and record of each, in order."""
-    return hashlib.sha256(json.dumps([list(row) for row in rows]).encode()).hexdigest()[:16]
+def session_digest(measured_at: str, seconds: float, place: str, rows: Sequence[Sequence[str]]) -> str:
+    """Return 16 hexadecimal digits of a session.
+
+    Args:
+        measured_at: When it was written.
+        seconds: What it took.
+        place: Where it was measured.
+        rows: Environment, status and record of each of its outcomes, in order.
+    """
+    # A minus before 0 does not come back from a file.
+    return _digest([measured_at, repr(float(seconds) + 0.0), place, *map(list, rows)])
+
+
+def breakdown_digest(measured_at: str, environment: str, status: str, record: str) -> str:
+    """Return 16 hexadecimal digits of a breakdown: of all that is written of it but its label."""
+    return _digest([measured_at, environment, status, record])
+
+
+def _digest(told: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def dump_environment(environment: Environment) -> str:
@@ -147,6 +164,19 @@ def check_duration(value: object, *, least: float = _SHORTEST_S) -> None:
     """
     if not isinstance(value, int | float) or not least <= value <= _LONGEST_S:
         raise UnreadableError(f"a duration is {value!r}")
+
+
+def check_seconds(seconds: float) -> float:
+    """Return what a session took, if it can be stored.
+
+    Raises:
+        StoreError: If nobody could read it back.
+    """
+    try:
+        check_duration(seconds, least=0.0)
+    except UnreadableError as error:
+        raise StoreError(f"a session of {seconds!r} seconds cannot be stored") from error
+    return seconds
 
 
 def _check_durations(values: Iterable[float]) -> None:

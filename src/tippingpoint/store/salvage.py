@@ -13,7 +13,7 @@ from typing import Any
 from tippingpoint.errors import StoreError
 from tippingpoint.machine import Environment
 from tippingpoint.store.file import UnreadableError, connect
-from tippingpoint.store.reading import HEADER, RawSession, decoded_breakdown
+from tippingpoint.store.reading import BREAKDOWN, HEADER, RawSession, decoded_breakdown
 from tippingpoint.store.records import load_environment
 from tippingpoint.store.schema import SCHEMA_VERSION, schema_version
 
@@ -71,8 +71,7 @@ def _read(db: sqlite3.Connection, numbers: range) -> Salvaged:
             continue
         sessions.append(session)
     breakdowns, last_breakdown = [], 0
-    columns = "environment, label, measured_at, status, record"
-    for number, *row in _rows(db, "breakdowns", columns, numbers):
+    for number, *row in _rows(db, "breakdowns", BREAKDOWN, numbers):
         last_breakdown = number
         try:
             decoded_breakdown(tuple(row), environments)

@@ -4,7 +4,7 @@ Schema history
     1   sessions, environments, outcomes
     2   sessions have a label; a measurement has warm-ups of several processes; fingerprints leave defaults out
     3   breakdowns
-    4   sessions have a place, and a digest of their outcomes
+    4   sessions have a place; sessions and breakdowns have a digest
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from os import PathLike
 
 from tippingpoint.errors import StoreError
 from tippingpoint.store.file import UnreadableError, connect, transaction
-from tippingpoint.store.records import digest, load_environment
+from tippingpoint.store.records import breakdown_digest, load_environment, session_digest
 
 SCHEMA_VERSION = 4
 # "tipp": tells our files from other programs' SQLite files
@@ -31,6 +31,7 @@ CREATE TABLE breakdowns (
     record TEXT NOT NULL
 );
 """
+_WITH_DIGEST = "ALTER TABLE breakdowns ADD COLUMN digest TEXT NOT NULL DEFAULT '';"
 _SCHEMA = f"""
 PRAGMA application_id = {_APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
@@ -56,6 +57,7 @@ CREATE TABLE outcomes (
 );
 CREATE INDEX outcomes_by_session ON outcomes(session);
 {_BREAKDOWNS}
+{_WITH_DIGEST}
 """
 TABLES = ("sessions", "environments", "outcomes", "breakdowns")
 
@@ -160,9 +162,13 @@ def _to_schema_3(db: sqlite3.Connection) -> None:
 def _to_schema_4(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE sessions ADD COLUMN place TEXT NOT NULL DEFAULT ''")
     db.execute("ALTER TABLE sessions ADD COLUMN digest TEXT NOT NULL DEFAULT ''")
-    for (number,) in db.execute("SELECT id FROM sessions").fetchall():
+    for number, measured_at, seconds in db.execute("SELECT id, measured_at, seconds FROM sessions").fetchall():
         rows = db.execute("SELECT environment, status, record FROM outcomes WHERE session = ? ORDER BY id", (number,))
-        db.execute("UPDATE sessions SET digest = ? WHERE id = ?", (digest(rows.fetchall()), number))
+        digest = session_digest(measured_at, seconds, "", rows.fetchall())
+        db.execute("UPDATE sessions SET digest = ? WHERE id = ?", (digest, number))
+    db.execute(_WITH_DIGEST)
+    for number, *row in db.execute("SELECT id, measured_at, environment, status, record FROM breakdowns").fetchall():
+        db.execute("UPDATE breakdowns SET digest = ? WHERE id = ?", (breakdown_digest(*row), number))
 
 
 # By the version they start from.

@@ -6,7 +6,7 @@ A study that is killed loses at most the session it was in. Environments are sto
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,6 +19,8 @@ from tippingpoint.errors import AnswerError, StoreError
 from tippingpoint.measurement import Environment, Failure, Outcome
 from tippingpoint.store.file import PATIENCE_S, connect, explained, transaction
 from tippingpoint.store.reading import (
+    BREAKDOWN,
+    HEADER,
     StoredBreakdown,
     StoredSession,
     decoded_breakdown,
@@ -26,7 +28,7 @@ from tippingpoint.store.reading import (
     read_environments,
     read_sessions,
 )
-from tippingpoint.store.records import digest, dump, dump_environment
+from tippingpoint.store.records import breakdown_digest, check_seconds, dump, dump_environment, session_digest
 from tippingpoint.store.rows import Row, breakdown_rows, environment_row, outcome_rows, sample_rows
 from tippingpoint.store.schema import bring_up_to_date, copy_up_to_date
 from tippingpoint.units import format_items
@@ -103,19 +105,22 @@ class Store:
         Raises:
             StoreError: If it cannot be written; the file is left as it was.
         """
+        # All that takes long comes before the lock.
+        outcomes = tuple(outcomes)
+        environments = _texts([outcome.environment for outcome in outcomes])
+        rows = [(outcome.environment.fingerprint, *dump(outcome)) for outcome in outcomes]
+        now = _now()
+        digest = session_digest(now, check_seconds(seconds), place, rows)
         with self._explained("written"), transaction(self._db):
-            cursor = self._db.execute(
-                "INSERT INTO sessions (study, measured_at, seconds, label, place) VALUES (?, ?, ?, ?, ?)",
-                (study, _now(), seconds, label, place),
+            self._add_environments(environments)
+            number = self._db.execute(
+                f"INSERT INTO sessions ({HEADER}) VALUES (?, ?, ?, ?, ?, ?)",
+                (study, label, now, seconds, place, digest),
+            ).lastrowid
+            self._db.executemany(
+                "INSERT INTO outcomes (session, environment, status, record) VALUES (?, ?, ?, ?)",
+                [(number, *row) for row in rows],
             )
-            rows = []
-            for outcome in outcomes:
-                rows.append((self._add_environment(outcome.environment), *dump(outcome)))
-                self._db.execute(
-                    "INSERT INTO outcomes (session, environment, status, record) VALUES (?, ?, ?, ?)",
-                    (cursor.lastrowid, *rows[-1]),
-                )
-            self._db.execute("UPDATE sessions SET digest = ? WHERE id = ?", (digest(rows), cursor.lastrowid))
 
     def add_breakdowns(self, found: Sequence[Breakdown | Failure], *, label: str = "") -> None:
         """Write breakdowns, all of them or none; nothing that was there before is thrown away.
@@ -127,20 +132,20 @@ class Store:
         Raises:
             StoreError: If it cannot be written; the file is left as it was.
         """
+        found = tuple(found)
+        environments, now = _texts([each.environment for each in found]), _now()
+        rows = []
+        for each in found:
+            fingerprint, (status, record) = each.environment.fingerprint, dump(each)
+            digest = breakdown_digest(now, fingerprint, status, record)
+            rows.append((fingerprint, label, now, status, record, digest))
         with self._explained("written"), transaction(self._db):
-            for each in found:
-                self._db.execute(
-                    "INSERT INTO breakdowns (environment, label, measured_at, status, record) VALUES (?, ?, ?, ?, ?)",
-                    (self._add_environment(each.environment), label, _now(), *dump(each)),
-                )
+            self._add_environments(environments)
+            self._db.executemany(f"INSERT INTO breakdowns ({BREAKDOWN}) VALUES (?, ?, ?, ?, ?, ?)", rows)
 
-    def _add_environment(self, environment: Environment) -> str:
-        """Write an environment if it is not there yet, within a transaction; return its fingerprint."""
-        self._db.execute(
-            "INSERT OR IGNORE INTO environments VALUES (?, ?)",
-            (environment.fingerprint, dump_environment(environment)),
-        )
-        return environment.fingerprint
+    def _add_environments(self, texts: Mapping[str, str]) -> None:
+        """Write environments that are not there yet, within a transaction."""
+        self._db.executemany("INSERT OR IGNORE INTO environments VALUES (?, ?)", texts.items())
 
     def sessions(self, *, environment: str | None = None) -> list[StoredSession]:
         """Return every session, oldest first.
@@ -309,6 +314,11 @@ def open_store(store: Store | str | PathLike[str] | None, *, create: bool = True
         return
     with Store(":memory:" if store is None else store, create=create) as opened:
         yield opened
+
+
+def _texts(environments: Sequence[Environment]) -> dict[str, str]:
+    """Return what is written of environments, by fingerprint."""
+    return {each.fingerprint: dump_environment(each) for each in environments}
 
 
 def _now() -> str:
