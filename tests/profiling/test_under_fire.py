@@ -1,6 +1,7 @@
 """Subjects that do the worst to their worker: each is one row, and nothing of it is left."""
 
 import errno
+import inspect
 import logging
 import os
 import pickle
@@ -23,12 +24,14 @@ from processes import descendants_of, is_alive, needs_proc, status, wait_until, 
 from tippingpoint.errors import InputError
 from tippingpoint.measurement import Failure, Measurement
 from tippingpoint.profiling import family, keeper, process, zygote
+from tippingpoint.profiling.answers import ANSWERS, Problem
 from tippingpoint.profiling.device import now
 from tippingpoint.profiling.last_words import last_lines, one_line
 from tippingpoint.profiling.process import WorkerError, WorkerProcess, Zygote
 from tippingpoint.profiling.session import Effort, measure_together, profile
 from tippingpoint.profiling.wire import GarbledError, Wire
-from tippingpoint.profiling.worker import Problem, _answer, classify
+from tippingpoint.profiling.worker import Worker, _answer, classify
+from tippingpoint.store import Store
 from tippingpoint.workload import Workload
 
 pytestmark = needs_proc
@@ -163,6 +166,26 @@ class Attack:
         return os.mkdir, ("attacked",)
 
 
+def half_a_memory():
+    from tippingpoint.measurement import Memory
+    return Memory(peak_bytes="much", weights_bytes=1, method="guessed")
+
+
+def untold_problem():
+    from tippingpoint.profiling.answers import Problem
+    return Problem("crashed", None, "")
+
+
+def do_refuse():
+    from tippingpoint.errors import InputError
+    raise InputError("I take no such thing")
+
+
+def do_relay():
+    from tippingpoint.workload import Workload
+    Workload("bert", -1)
+
+
 def do_daemon():
     reading, writing = os.pipe()
     if os.fork() == 0:
@@ -235,6 +258,8 @@ DEEDS = {
     "alloc": lambda: throw(RuntimeError("std::bad_alloc")),
     "paint": lambda: throw(ValueError("\x1b[2J\x1b]0;owned\x07red\x9b31m\u202e\nand on")),
     "group": lambda: throw(ExceptionGroup("two", [ValueError("one"), ExceptionGroup("deep", [KeyError("it")])])),
+    "refuse": do_refuse,
+    "relay": do_relay,
     "full": lambda: throw(BaseExceptionGroup("two", [SystemExit(1), MemoryError("it")])),
     "tensor": lambda: want_more_than_allowed(2**30, lambda size: torch.ones(size, dtype=torch.uint8)),
     "bytes": lambda: want_more_than_allowed(2**30, bytearray),
@@ -257,6 +282,9 @@ DEEDS = {
     "nothing": lambda: write(struct.pack("=Q", 0)),
     "attack": lambda: answer((True, Attack())),
     "odd": lambda: answer([1, 2, 3]),
+    "five": lambda: answer((True, 5)),
+    "half": lambda: answer((True, half_a_memory())),
+    "untold": lambda: answer((False, untold_problem())),
     "wrong": lambda: answer((False, "no")),
     "share": lambda: share_memory("shared"),
     "fork": os.fork,
@@ -348,6 +376,8 @@ def failure(worker: WorkerProcess, name: str, within_s: float = 60) -> WorkerErr
         ("alloc", "out_of_memory", "RuntimeError: std::bad_alloc"),
         ("paint", "crashed", "ValueError: red31m and on"),
         ("group", "crashed", "ExceptionGroup: two (2 sub-exceptions): ValueError: one; KeyError: 'it'"),
+        ("refuse", "crashed", "I take no such thing"),
+        ("relay", "crashed", "a length must be"),
         ("full", "out_of_memory", "BaseExceptionGroup: two (2 sub-exceptions): SystemExit: 1; MemoryError: it"),
         ("tensor", "out_of_memory", "RuntimeError: "),
         ("bytes", "out_of_memory", "MemoryError"),
@@ -507,7 +537,7 @@ def test_one_that_loses_the_line_ends_and_says_why(worker):
     assert "Bad file descriptor" in str(error)
 
 
-@pytest.mark.parametrize("deed", ["garble", "nothing", "attack", "odd", "wrong"])
+@pytest.mark.parametrize("deed", ["garble", "nothing", "attack", "odd", "wrong", "five", "half", "untold"])
 def test_what_is_no_answer_is_a_crash_and_nothing_of_it_is_done(worker, deed, folder):
     error = failure(worker, deed)
     assert error.kind == "crashed"
@@ -556,12 +586,47 @@ def test_a_message_of_any_bytes_is_plain_or_garbled(data):
             assert Wire(ours).receive(now() + 60, theirs) is not os.getpid
 
 
-@pytest.mark.parametrize("reached", [os.system, subprocess.Popen, re.compile, WorkerProcess.close, process.wait])
-def test_nothing_outside_this_package_and_no_function_is_named_by_an_answer(wires, reached):
+@pytest.mark.parametrize(
+    "reached",
+    [os.system, subprocess.Popen, re.compile, WorkerProcess, WorkerProcess.close, process.wait, Store, Workload, set],
+)
+def test_an_answer_names_nothing_but_records_of_measurements(wires, reached):
     ours, theirs, end = wires
     theirs.send(reached)
     with pytest.raises(GarbledError, match="is no record of a measurement"):
         ours.receive(now() + 60, end)
+
+
+class Making:
+    """Pickles as a call of a class."""
+
+    def __init__(self, *call: Any) -> None:
+        self._call = call
+
+    def __reduce__(self) -> Any:
+        return self._call[0], self._call[1:]
+
+
+def test_reading_an_answer_makes_no_store(wires, tmp_path):
+    ours, theirs, end = wires
+    theirs.send((True, Making(Store, str(tmp_path / "made.sqlite"))))
+    with pytest.raises(GarbledError, match="Store is no record of a measurement"):
+        ours.receive(now() + 60, end)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_an_answer_imports_nothing(wires, monkeypatch):
+    ours, theirs, end = wires
+    Wire(theirs._socket).send(Making(Store))
+    monkeypatch.delitem(sys.modules, "tippingpoint.store", raising=False)
+    with pytest.raises(GarbledError):
+        ours.receive(now() + 60, end)
+    assert "tippingpoint.store" not in sys.modules
+
+
+def test_every_question_that_a_worker_knows_has_a_type_for_its_answer():
+    questions = {name for name, _ in inspect.getmembers(Worker, inspect.isfunction) if not name.startswith("_")}
+    assert questions == set(ANSWERS) - {"starting"}
 
 
 def test_an_answer_that_cannot_be_pickled_is_a_problem_instead(wires):

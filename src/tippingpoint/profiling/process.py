@@ -21,11 +21,11 @@ from weakref import WeakSet
 
 from tippingpoint.errors import InputError, TippingPointError
 from tippingpoint.measurement import Environment
+from tippingpoint.profiling.answers import ANSWERS, Problem, fits
 from tippingpoint.profiling.device import now
 from tippingpoint.profiling.keeper import PID, End
 from tippingpoint.profiling.last_words import last_lines, one_line
 from tippingpoint.profiling.wire import GarbledError, Wire
-from tippingpoint.profiling.worker import Problem
 from tippingpoint.units import format_bytes
 
 logger = logging.getLogger(__name__)
@@ -235,17 +235,18 @@ class WorkerProcess:
             InputError: If the workload is not legal.
             WorkerError: If it raised, died or took too long, now or before.
         """
-        return self._ask(method.replace("_", " "), (method, arguments))
+        return self._ask(method, (method, arguments))
 
-    def _ask(self, doing: str, message: tuple[Any, ...]) -> Any:
+    def _ask(self, question: str, message: tuple[Any, ...]) -> Any:
+        doing = question.replace("_", " ")
         if self._lost is not None:
             raise self._lost
         deadline = None if self._timeout_s is None else now() + self._timeout_s
         try:
             self._wire.send(message, deadline)
             good, result = self._wire.receive(deadline, self._life)
-            if not good and not isinstance(result, Problem):
-                raise GarbledError("an error that is none")
+            if not fits(result, ANSWERS[question] if good else Problem):
+                raise GarbledError(f"something of type {type(result).__name__}")
         except TimeoutError:
             assert self._timeout_s is not None
             what = f"'{doing}' took longer than {self._timeout_s:g} s and was stopped"

@@ -23,6 +23,7 @@ from tippingpoint.errors import InputError, TippingPointError
 from tippingpoint.machine import Environment, Peaks
 from tippingpoint.measurement import BEST_BATCH, LOOK, Energy, Failure, Measurement, Memory, Outcome, Sample
 from tippingpoint.models.catalog import architecture_of, check_subject
+from tippingpoint.profiling.answers import Inspection
 from tippingpoint.profiling.conditions import Watch
 from tippingpoint.profiling.device import available_memory, now, settle
 from tippingpoint.profiling.exclusive import exclusively
@@ -31,7 +32,6 @@ from tippingpoint.profiling.memory import SAFE_SHARE, KnownPoints, activation_by
 from tippingpoint.profiling.process import WorkerError, WorkerProcess
 from tippingpoint.profiling.rounds import MIN_ROUNDS, Block, Rounds, run_rounds
 from tippingpoint.profiling.timing import WarmUp, calls_per_block
-from tippingpoint.profiling.worker import Inspection
 from tippingpoint.workload import Workload
 
 logger = logging.getLogger(__name__)

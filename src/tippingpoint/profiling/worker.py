@@ -11,14 +11,15 @@ import os
 import sys
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tippingpoint.errors import InputError, TippingPointError, UnsupportedError, WontFitError
 from tippingpoint.machine import Peaks
-from tippingpoint.measurement import Energy, Flops, Memory
+from tippingpoint.measurement import Energy, Memory
 from tippingpoint.models.catalog import algorithmic_flops, architecture_of
 from tippingpoint.models.own import is_own
+from tippingpoint.profiling.answers import Inspection, Problem
 from tippingpoint.profiling.device import Device, open_device
 from tippingpoint.profiling.energy import measure_energy, open_meter
 from tippingpoint.profiling.environment import device_uuid, read_environment
@@ -48,32 +49,6 @@ _OUT_OF_MEMORY = ("not enough memory", "can't allocate memory", "bad_alloc", "ou
 # Of a trace its end is kept, of a group of exceptions the first ones are named.
 _TRACE_CHARACTERS = 20_000
 _NAMED = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Inspection:
-    """What one call did: FLOPs, the attention path that really ran, and what to note.
-
-    `compile_s` is what the first call of a compiled subject took, with nothing compiled before.
-    """
-
-    flops: Flops
-    attention: str
-    notes: tuple[str, ...]
-    compile_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """An exception of a worker, as it travels to the parent.
-
-    `refused` is None for what was tried; otherwise "measured", or "bound" where shorter inputs may refute it.
-    """
-
-    kind: str
-    message: str
-    trace: str
-    refused: str | None = None
 
 
 class Worker:
@@ -388,13 +363,19 @@ def _classify(error: BaseException) -> Problem:
         return Problem("out_of_memory", str(error), trace, "measured" if error.measured else "bound")
     if isinstance(error, UnsupportedError):
         return Problem("unsupported", str(error), trace)
-    if isinstance(error, InputError):
+    if isinstance(error, InputError) and _is_ours(error):
         return Problem("input", str(error), trace)
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return Problem("unsupported", f"torch.compile cannot take it: {message}", trace)
     if isinstance(error, TippingPointError):
         return Problem("crashed", str(error), trace)
     return Problem("crashed", message, trace)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether nothing but this package was on the way to an exception; a subject may raise whatever it likes."""
+    names = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return all(name == "contextlib" or name.startswith("tippingpoint.") for name in names)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
