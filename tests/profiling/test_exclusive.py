@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from tippingpoint.errors import InputError, TippingPointError
 from tippingpoint.measurement import Failure, Measurement
 from tippingpoint.profiling import exclusive
 from tippingpoint.profiling.breakdown import breakdown
-from tippingpoint.profiling.exclusive import exclusively
+from tippingpoint.profiling.exclusive import BusyError, exclusively
 from tippingpoint.profiling.process import WorkerProcess, Zygote
 from tippingpoint.profiling.session import Effort, measure_together, screen
 from tippingpoint.workload import Workload
@@ -221,7 +221,7 @@ def test_two_that_need_the_same_things_never_wait_for_each_other_for_ever(machin
 
 HOLDER = """
 import sys
-from tippingpoint.profiling.exclusive import exclusively
+from tippingpoint.profiling.exclusive import BusyError, exclusively
 with exclusively("cpu"):
     print("held", flush=True)
     sys.stdin.read()
@@ -318,6 +318,81 @@ def test_a_gpu_without_a_name_goes_by_its_number(machine, folder, monkeypatch):
     monkeypatch.setattr(exclusive, "gpu_uuid", lambda device: "")
     with held("cuda:3"):
         assert (folder / "gpu-3").exists()
+
+
+def test_without_names_a_process_that_sees_some_gpus_locks_by_the_drivers_numbers(machine, folder, monkeypatch):
+    monkeypatch.setattr(exclusive, "gpu_uuid", lambda device: "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,2")
+    with held("cuda"), held("cuda:0"):
+        assert (folder / "gpu-5").exists()
+        assert not (folder / "gpu-0").exists()
+
+
+def test_a_process_that_is_forked_meanwhile_holds_nothing_and_waits_for_its_turn(machine, folder):
+    reading, writing = os.pipe()
+    with held("cuda:1", (0,)):
+        child = os.fork()
+        if child == 0:
+            seen = b"-"
+            with suppress(BaseException):
+                links = [
+                    os.readlink(f"/dev/fd/{name}")
+                    for name in os.listdir("/dev/fd")
+                    if os.path.islink(f"/dev/fd/{name}")
+                ]
+                copies = [link for link in links if link.startswith(str(folder))]
+                try:
+                    with exclusively("cuda:1", (0,), wait=False):
+                        seen = b"measured"
+                except BusyError:
+                    seen = b"copies" if copies else b"busy"
+            os.write(writing, seen)
+            os._exit(0)
+        assert os.read(reading, 20) == b"busy"
+        assert os.waitpid(child, 0)[1] == 0
+        # What it closed were its copies; the lock is held.
+        assert not is_free("cuda:1", (0,))
+    assert is_free("cuda:1", (0,))
+    for descriptor in (reading, writing):
+        os.close(descriptor)
+
+
+def test_a_process_that_is_forked_meanwhile_and_leaves_the_block_closes_nothing_of_its_own(machine):
+    block = exclusively("cpu")
+    block.__enter__()
+    child = os.fork()
+    if child == 0:
+        try:
+            # They take the numbers of the files that were closed.
+            mine = [os.open(os.devnull, os.O_RDONLY) for _ in range(8)]
+            block.__exit__(None, None, None)
+            for descriptor in mine:
+                os.fstat(descriptor)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    block.__exit__(None, None, None)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_lock_ends_with_its_process_though_one_forked_from_it_lives_on(machine, folder):
+    reading, writing = os.pipe()
+    first = os.fork()
+    if first == 0:
+        exclusively("cpu").__enter__()
+        second = os.fork()
+        if second == 0:
+            os.write(writing, os.getpid().to_bytes(4))
+            signal.pause()
+        os._exit(0)
+    second = int.from_bytes(os.read(reading, 4))
+    assert os.waitpid(first, 0)[1] == 0
+    try:
+        assert is_free("cpu")
+    finally:
+        os.kill(second, signal.SIGKILL)
+        for descriptor in (reading, writing):
+            os.close(descriptor)
 
 
 def test_a_file_that_somebody_removed_while_it_was_waited_for_is_made_anew(machine, folder):

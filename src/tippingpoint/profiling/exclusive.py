@@ -22,10 +22,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import ClassVar
 
 from tippingpoint.errors import InputError, TippingPointError
 from tippingpoint.profiling.hardware import sockets
-from tippingpoint.profiling.sensors import gpu_uuid
+from tippingpoint.profiling.sensors import gpu_number, gpu_uuid
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,32 @@ FOLDER_VARIABLE = "TIPPINGPOINT_LOCKS"
 _NEVER_FOLLOWED = os.O_NOFOLLOW | os.O_CLOEXEC
 # What each thread holds.
 _held = threading.local()
+
+
+class _LockFile:
+    """An open file to lock; closing it lets go, and closing it twice is harmless."""
+
+    # A process forked from this one has a copy of each, and the lock would stay as long as one of them is open.
+    _all: ClassVar[set[_LockFile]] = set()
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = _open(path)
+        self._all.add(self)
+
+    def close(self) -> None:
+        if self in self._all:
+            self._all.remove(self)
+            os.close(self.descriptor)
+
+    @classmethod
+    def after_fork(cls) -> None:
+        """Let a process forked from this one hold nothing: it takes its turn like any other."""
+        for each in list(cls._all):
+            each.close()
+        _held.__dict__.clear()
+
+
+os.register_at_fork(after_in_child=_LockFile.after_fork)
 
 
 class BusyError(TippingPointError):
@@ -87,7 +114,7 @@ def exclusively(
             with _locked(folder / f"{name}.queue", fcntl.LOCK_EX, name, say):
                 stack.enter_context(_locked(folder / name, how, name, say))
         _held.names = names
-        stack.callback(delattr, _held, "names")
+        stack.callback(_held.__dict__.pop, "names", None)
         yield
 
 
@@ -95,8 +122,8 @@ def _names(device: str, cores: Iterable[int] | None) -> frozenset[str]:
     """Return the names of the locks for a device and for the sockets that cores lie on."""
     names = {f"socket-{socket}" for socket in sockets(cores)}
     if device != "cpu":
-        # The number is not the same for every process, but where there is no UUID it is what there is.
-        which = gpu_uuid(device) or device.partition(":")[2] or "0"
+        # Where the driver tells no UUID, the number by which it knows the GPU: a process may see only some of them.
+        which = gpu_uuid(device) or gpu_number(device)
         names.add(f"gpu-{re.sub(r'[^A-Za-z0-9-]', '_', which)}")
     return frozenset(names)
 
@@ -125,22 +152,22 @@ def _once(progress: Callable[[str], None]) -> Callable[[str], None]:
 def _locked(path: Path, how: int, name: str, waiting: Callable[[str], None]) -> Iterator[None]:
     """Hold a lock on a file, created if need be; `waiting` is told the name if it is not free."""
     while True:
-        descriptor = _open(path)
+        file = _LockFile(path)
         try:
             try:
-                fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+                fcntl.flock(file.descriptor, how | fcntl.LOCK_NB)
             except BlockingIOError:
                 waiting(name)
-                fcntl.flock(descriptor, how)
-            if not _is_at(path, descriptor):
+                fcntl.flock(file.descriptor, how)
+            if not _is_at(path, file.descriptor):
                 continue  # somebody tidied up meanwhile; others will lock the new file
             # What tidies up by age leaves alone what is used.
             with suppress(OSError):
-                os.utime(descriptor)
+                os.utime(file.descriptor)
             yield
             return
         finally:
-            os.close(descriptor)
+            file.close()
 
 
 def _folder() -> Path:
