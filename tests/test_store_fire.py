@@ -25,6 +25,7 @@ from tippingpoint.errors import StoreError
 from tippingpoint.measurement import Energy, Sample
 from tippingpoint.store import Store, StoredSession, store
 from tippingpoint.store.file import connect
+from tippingpoint.store.reading import RawSession
 
 TESTS = Path(__file__).parent
 PAGE = 4096
@@ -329,6 +330,57 @@ def test_readers_see_whole_sessions_and_never_fewer_while_a_writer_comes_through
     assert writer.returncode == 0
     assert seen == sorted(seen)
     assert seen[-1] == 30
+
+
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of sessions that are read from now on."""
+    numbers: list[int] = []
+    whole = RawSession.decoded
+    monkeypatch.setattr(RawSession, "decoded", lambda raw, known: numbers.append(raw.number) or whole(raw, known))
+    return numbers
+
+
+def test_of_what_another_process_writes_only_what_is_new_is_read(path, monkeypatch):
+    fill(path, 6)
+    with Store(path) as reader, Store(path) as writer:
+        numbers = decoded(monkeypatch)
+        assert len(reader.sessions()) == 6
+        for step in range(3):
+            numbers.clear()
+            writer.add(SESSION, study=f"step {step}")
+            assert reader.sessions()[-1].study == f"step {step}"
+            assert numbers == [7 + step]
+        numbers.clear()
+        writer._db.execute("UPDATE sessions SET label = 'other' WHERE id = 2")
+        assert [session.label for session in reader.sessions()] == ["", "other", *[""] * 7]
+        assert numbers == [2]
+        writer._db.execute("DELETE FROM outcomes WHERE session = 3")
+        writer._db.execute("DELETE FROM sessions WHERE id = 3")
+        with Store(path) as fresh:
+            assert reader.sessions() == fresh.sessions()
+        assert len(reader.sessions()) == 8
+
+
+def test_a_large_store_is_read_in_parts_between_which_others_write(path, monkeypatch):
+    monkeypatch.setattr(store, "_AT_A_TIME", 2)
+    written = fill(path)
+    with Store(path) as reader, Store(path, patience_s=0) as writer:
+        found = []
+        for session in reader.each_session():
+            found.append(session)
+            writer.add(SESSION, study="meanwhile")
+        rows = reader.rows("samples")
+        writer.add_breakdowns([encoder()])
+        assert len(list(rows)) == 5 * 120 + 5 * 60
+        for table in ("outcomes", "environments", "breakdowns"):
+            assert list(reader.rows(table))
+        assert len(list(reader.each_breakdown())) == 3
+        # What is read so is not kept.
+        assert not reader._read
+        # It is the store as it was when the reading began.
+        assert [session.study for session in found] == written
+        assert found == reader.sessions()[:5]
+        assert len(reader.sessions()) == 10
 
 
 # Disks

@@ -41,8 +41,12 @@ def plant(path: str, record: str) -> None:
         rows = db.execute(
             "SELECT environment, status, record FROM outcomes WHERE session = ? ORDER BY id", (session,)
         ).fetchall()
-        header = db.execute("SELECT measured_at, seconds, place FROM sessions WHERE id = ?", (session,)).fetchone()
-        db.execute("UPDATE sessions SET digest = ? WHERE id = ?", (session_digest(*header, rows), session))
+        moment, seconds, place = db.execute(
+            "SELECT measured_at, seconds, place FROM sessions WHERE id = ?", (session,)
+        ).fetchone()
+        db.execute(
+            "UPDATE sessions SET digest = ? WHERE id = ?", (session_digest(moment, seconds, place, rows), session)
+        )
         db.commit()
     finally:
         db.close()

@@ -19,6 +19,7 @@ from tippingpoint.store.reading import (
     BREAKDOWN,
     HEADER,
     RawSession,
+    breakdown_numbers,
     decoded_breakdown,
     read_breakdowns,
     read_environments,
@@ -121,7 +122,11 @@ def _read(path: Path, salvage: bool) -> _Held:
 
 
 def _whole(db: sqlite3.Connection) -> _Held:
-    environments, sessions, breakdowns = read_environments(db), read_sessions(db), read_breakdowns(db)
+    environments, sessions, breakdowns = (
+        read_environments(db),
+        read_sessions(db),
+        read_breakdowns(db, breakdown_numbers(db)),
+    )
     for session in sessions:
         session.decoded(environments)
     for row in breakdowns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -25,6 +25,8 @@ HEADER = "study, label, measured_at, seconds, place, digest"
 BREAKDOWN = "environment, label, measured_at, status, record, digest"
 # An environment, and the text that it was written as; by fingerprint.
 Environments = Mapping[str, tuple[Environment, str]]
+# The columns of `HEADER` of sessions, by their numbers.
+Headers = Mapping[int, tuple[Any, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,29 +111,61 @@ def read_environments(db: sqlite3.Connection) -> dict[str, tuple[Environment, st
     return {fingerprint: (load_environment(record, fingerprint), record) for fingerprint, record in rows}
 
 
-def read_sessions(db: sqlite3.Connection, *, after: int = 0) -> list[RawSession]:
-    """Return the sessions behind the one with this number, in the order in which they were written.
+def read_sessions(db: sqlite3.Connection) -> list[RawSession]:
+    """Return all sessions, in the order in which they were written.
 
     Raises:
         UnreadableError: If there are outcomes of none.
     """
-    rows: dict[Any, list[tuple[Any, ...]]] = {}
-    query = "SELECT session, environment, status, record FROM outcomes WHERE session > ? ORDER BY session, id"
-    for session, *row in db.execute(query, (after,)):
-        rows.setdefault(session, []).append(tuple(row))
-    found = []
-    for number, *header in db.execute(f"SELECT id, {HEADER} FROM sessions WHERE id > ? ORDER BY id", (after,)):
-        if not isinstance(number, int):
-            raise UnreadableError(f"a session has the number {number!r}")
-        found.append(RawSession(number, tuple(header), tuple(rows.pop(number, ()))))
-    if rows:
+    return read_outcomes(db, read_headers(db))
+
+
+def read_headers(db: sqlite3.Connection, *, after: int = 0) -> Headers:
+    """Return the sessions behind the one with this number, without their outcomes, in the order of writing.
+
+    Raises:
+        UnreadableError: If there are outcomes of none.
+    """
+    orphans = "SELECT count(*) FROM outcomes WHERE session > ? AND session NOT IN (SELECT id FROM sessions)"
+    if db.execute(orphans, (after,)).fetchone()[0]:
         raise UnreadableError("there are outcomes of no session")
-    return found
+    rows = db.execute(f"SELECT id, {HEADER} FROM sessions WHERE id > ? ORDER BY id", (after,))
+    headers = {number: tuple(header) for number, *header in rows}
+    _check_numbers(headers)
+    return headers
 
 
-def read_breakdowns(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
-    """Return the columns of `BREAKDOWN` of all of them, in the order of writing."""
-    return db.execute(f"SELECT {BREAKDOWN} FROM breakdowns ORDER BY id").fetchall()
+def read_outcomes(db: sqlite3.Connection, headers: Headers) -> list[RawSession]:
+    """Return sessions with their outcomes, in the order of these headers, which is that of their numbers."""
+    rows: dict[int, list[tuple[Any, ...]]] = {number: [] for number in headers}
+    query = "SELECT session, environment, status, record FROM outcomes WHERE session BETWEEN ? AND ? ORDER BY id"
+    for session, *row in db.execute(query, (min(rows, default=0), max(rows, default=0))):
+        if session in rows:
+            rows[session].append(tuple(row))
+    return [RawSession(number, header, tuple(rows[number])) for number, header in headers.items()]
+
+
+def read_breakdowns(db: sqlite3.Connection, numbers: Sequence[int]) -> list[tuple[Any, ...]]:
+    """Return the columns of `BREAKDOWN` of those with these numbers, which follow each other."""
+    query = f"SELECT {BREAKDOWN} FROM breakdowns WHERE id BETWEEN ? AND ? ORDER BY id"
+    return db.execute(query, (min(numbers, default=0), max(numbers, default=0))).fetchall()
+
+
+def breakdown_numbers(db: sqlite3.Connection) -> list[int]:
+    """Return the number of every breakdown, in the order of writing.
+
+    Raises:
+        UnreadableError: If one is none.
+    """
+    numbers = [number for (number,) in db.execute("SELECT id FROM breakdowns ORDER BY id")]
+    _check_numbers(numbers)
+    return numbers
+
+
+def _check_numbers(values: Iterable[object]) -> None:
+    for value in values:
+        if not isinstance(value, int):
+            raise UnreadableError(f"a row has the number {value!r}")
 
 
 def decoded_breakdown(row: tuple[Any, ...], environments: Environments) -> StoredBreakdown:

@@ -6,7 +6,7 @@ A study that is killed loses at most the session it was in. Environments are sto
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,12 +21,16 @@ from tippingpoint.store.file import PATIENCE_S, connect, explained, transaction
 from tippingpoint.store.reading import (
     BREAKDOWN,
     HEADER,
+    Headers,
+    RawSession,
     StoredBreakdown,
     StoredSession,
+    breakdown_numbers,
     decoded_breakdown,
     read_breakdowns,
     read_environments,
-    read_sessions,
+    read_headers,
+    read_outcomes,
 )
 from tippingpoint.store.records import breakdown_digest, check_seconds, dump, dump_environment, session_digest
 from tippingpoint.store.rows import Row, breakdown_rows, environment_row, outcome_rows, sample_rows
@@ -35,6 +39,8 @@ from tippingpoint.units import format_items
 from tippingpoint.workload import Workload, check_choice
 
 TABLES = ("outcomes", "samples", "environments", "breakdowns")
+# Sessions and breakdowns that are read in one transaction.
+_AT_A_TIME = 100
 
 
 class Store:
@@ -65,7 +71,7 @@ class Store:
         if not in_memory and not self.path.parent.is_dir():
             raise StoreError(f"the folder {self.path.parent} of the store {self.path.name} does not exist")
         # Sessions never change once they are written, so that each is read once.
-        self._read: list[StoredSession] = []
+        self._read: dict[int, tuple[tuple[Any, ...], StoredSession]] = {}
         self._last = 0
         self._seen: int | None = None
         with self._explained("opened"):
@@ -158,26 +164,65 @@ class Store:
         """
         with self._explained("read"):
             self._read_on()
-        if environment is None:
-            return [session for session in self._read if session.outcomes]
-        chosen = [
-            replace(session, outcomes=tuple(o for o in session.outcomes if o.environment.fingerprint == environment))
-            for session in self._read
-        ]
-        return [session for session in chosen if session.outcomes]
+        found = [session for _, (_, session) in sorted(self._read.items())]
+        if environment is not None:
+            found = [
+                replace(each, outcomes=tuple(o for o in each.outcomes if o.environment.fingerprint == environment))
+                for each in found
+            ]
+        return [session for session in found if session.outcomes]
 
     def _read_on(self) -> None:
-        """Read the sessions that were written since the last time; all of them, if another process wrote."""
-        # One state of the file, held no longer than it takes to copy its rows: a writer waits for readers.
+        """Read the sessions that were written since the last time; if another process wrote, those it changed too."""
         with transaction(self._db, "DEFERRED"):
             seen = self._db.execute("PRAGMA data_version").fetchone()[0]
-            if seen != self._seen:
-                self._read, self._last = [], 0
-            rows = read_sessions(self._db, after=self._last)
-            environments = read_environments(self._db) if rows else {}
-        self._read += [row.decoded(environments) for row in rows]
-        self._last = rows[-1].number if rows else self._last
+            after = self._last if seen == self._seen else 0
+            headers = read_headers(self._db, after=after)
+            unread = {n: header for n, header in headers.items() if n not in self._read or header != self._read[n][0]}
+            environments = read_environments(self._db) if unread else {}
+        if not after:
+            # Another process may have taken some out, and put some between.
+            for number in self._read.keys() - headers.keys():
+                del self._read[number]
+        for raw in self._with_outcomes(unread):
+            self._read[raw.number] = raw.header, raw.decoded(environments)
+        self._last = max(self._read, default=0)
         self._seen = seen
+
+    def _with_outcomes(self, headers: Headers) -> Iterator[RawSession]:
+        """Read outcomes of sessions, some at a time, since a writer waits for readers; they never change."""
+        numbers = list(headers)
+        for begin in range(0, len(numbers), _AT_A_TIME):
+            with transaction(self._db, "DEFERRED"):
+                found = read_outcomes(self._db, {n: headers[n] for n in numbers[begin : begin + _AT_A_TIME]})
+            yield from found
+
+    def each_session(self) -> Iterator[StoredSession]:
+        """Read every session that there is now, oldest first, and keep none of them: for stores of any size.
+
+        Raises:
+            StoreError: If the file is damaged.
+        """
+        with self._explained("read"):
+            with transaction(self._db, "DEFERRED"):
+                headers, environments = read_headers(self._db), read_environments(self._db)
+            for raw in self._with_outcomes(headers):
+                if raw.rows:
+                    yield raw.decoded(environments)
+
+    def each_breakdown(self) -> Iterator[StoredBreakdown]:
+        """Read every breakdown that there is now, those that failed included, oldest first, and keep none of them.
+
+        Raises:
+            StoreError: If the file is damaged.
+        """
+        with self._explained("read"):
+            with transaction(self._db, "DEFERRED"):
+                numbers, environments = breakdown_numbers(self._db), read_environments(self._db)
+            for begin in range(0, len(numbers), _AT_A_TIME):
+                with transaction(self._db, "DEFERRED"):
+                    rows = read_breakdowns(self._db, numbers[begin : begin + _AT_A_TIME])
+                yield from (decoded_breakdown(row, environments) for row in rows)
 
     def breakdowns(self, *, environment: str | None = None, label: str | None = None) -> list[Breakdown]:
         """Return the latest breakdown of each workload in each environment under each label, oldest first.
@@ -207,10 +252,7 @@ class Store:
         Raises:
             StoreError: If the file is damaged.
         """
-        with self._explained("read"):
-            with transaction(self._db, "DEFERRED"):
-                rows, environments = read_breakdowns(self._db), read_environments(self._db)
-            return [decoded_breakdown(row, environments) for row in rows]
+        return list(self.each_breakdown())
 
     def outcomes(self, *, environment: str | None = None) -> list[Outcome]:
         """Return every measurement and failure, oldest first; see `sessions`."""
@@ -218,12 +260,7 @@ class Store:
 
     def environments(self) -> dict[str, Environment]:
         """Return the environments that outcomes were measured in by fingerprint, the latest one last."""
-        latest: dict[str, Environment] = {}
-        for outcome in self.outcomes():
-            fingerprint = outcome.environment.fingerprint
-            latest.pop(fingerprint, None)
-            latest[fingerprint] = outcome.environment
-        return latest
+        return _latest(self.outcomes())
 
     def latest_environment(self) -> Environment:
         """Return the environment that was measured in last, for an answer without measuring.
@@ -242,10 +279,10 @@ class Store:
 
         Every row has the same keys; what a failure does not have is None. Times are in seconds, sizes in bytes.
         """
-        return list(self.rows())
+        return [row for each in self.sessions() for row in each.rows()]
 
     def rows(self, table: str = "outcomes") -> Iterator[Row]:
-        """Return the flat rows of a table, all of which have the same keys.
+        """Return the flat rows of a table, all of which have the same keys; they are read one after the other.
 
         Args:
             table: "outcomes" (see `measurements`), "samples" (a row for each timed block), "environments" (those that
@@ -257,16 +294,16 @@ class Store:
         """
         check_choice("table", table, TABLES)
         if table == "breakdowns":
-            return (row for stored in self.every_breakdown() for row in breakdown_rows(stored))
+            return (row for stored in self.each_breakdown() for row in breakdown_rows(stored))
         if table == "environments":
-            return map(environment_row, self._every_environment())
+            return (environment_row(each) for each in self._every_environment())
         of_outcome = outcome_rows if table == "outcomes" else sample_rows
-        return (row for each in self.sessions() for outcome in each.outcomes for row in of_outcome(each, outcome))
+        return (row for each in self.each_session() for outcome in each.outcomes for row in of_outcome(each, outcome))
 
     def _every_environment(self) -> list[Environment]:
         """Return the environments of outcomes and breakdowns, each once."""
-        found = self.environments()
-        found |= {b.found.environment.fingerprint: b.found.environment for b in self.every_breakdown()}
+        found = _latest(outcome for session in self.each_session() for outcome in session.outcomes)
+        found |= {b.found.environment.fingerprint: b.found.environment for b in self.each_breakdown()}
         return list(found.values())
 
     def close(self) -> None:
@@ -314,6 +351,16 @@ def open_store(store: Store | str | PathLike[str] | None, *, create: bool = True
         return
     with Store(":memory:" if store is None else store, create=create) as opened:
         yield opened
+
+
+def _latest(outcomes: Iterable[Outcome]) -> dict[str, Environment]:
+    """Return the environments of outcomes by fingerprint, the one of the last outcome last."""
+    latest: dict[str, Environment] = {}
+    for outcome in outcomes:
+        fingerprint = outcome.environment.fingerprint
+        latest.pop(fingerprint, None)
+        latest[fingerprint] = outcome.environment
+    return latest
 
 
 def _texts(environments: Sequence[Environment]) -> dict[str, str]:

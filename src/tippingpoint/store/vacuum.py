@@ -52,8 +52,9 @@ def vacuum_store(path: str | PathLike[str]) -> Vacuumed:
     with closing(Store(file, create=False, patience_s=_PATIENCE_S)) as store, explained(file, "vacuumed"):
         if store._db.execute("PRAGMA integrity_check(1)").fetchone()[0] != "ok":
             raise UnreadableError
-        sessions = len(store.sessions())
-        store.every_breakdown()
+        sessions = sum(1 for _ in store.each_session())
+        for _ in store.each_breakdown():
+            pass
         with transaction(store._db):
             removed = store._db.execute(
                 "DELETE FROM environments WHERE fingerprint NOT IN "
