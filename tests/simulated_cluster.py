@@ -15,7 +15,7 @@ from synthetic import measurement
 from tippingpoint.errors import InputError, TippingPointError
 from tippingpoint.measurement import Outcome
 from tippingpoint.store import StoredSession
-from tippingpoint.study.cluster import Ended, Event, Finished, Lost, Opened, Refused
+from tippingpoint.study.cluster import Ended, Event, Finished, Found, Lost, Opened, Refused
 from tippingpoint.study.launch_ray import Slot
 from tippingpoint.study.ledger import study_key
 from tippingpoint.study.run import Machine
@@ -275,6 +275,7 @@ class SimulatedCluster:
             node = with_room[int(self._generator.integers(len(with_room)))]
             slot = asked.popleft()
             slot.node, node.free, node.idle = node, node.free - 1, node.idle + 1
+            self._after(0.0, lambda slot=slot: [Found(slot.number)], slot)
             self._after(self._between(self.opening_s), lambda slot=slot: self._open(slot), slot)
         expected = sum(node.kind.slots for node in self._all[place] if node.starting)
         for node in self._all[place]:

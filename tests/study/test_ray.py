@@ -18,8 +18,9 @@ import yaml
 
 from planted import CORE, PlantedMachine, planted_study
 from processes import is_alive, needs_proc, wait_until
-from tippingpoint.errors import AnswerError
+from tippingpoint.errors import AnswerError, InputError
 from tippingpoint.measurement import Measurement
+from tippingpoint.profiling.device import now
 from tippingpoint.store import Store
 from tippingpoint.study.coordinate import ClusterResult, run_on_cluster
 from tippingpoint.study.launch_ray import RayCluster
@@ -317,6 +318,18 @@ def test_an_autoscaling_cluster_grows_for_a_study_and_shrinks_after_it(growing_c
         assert result.missing == ()
         assert rows_of(store) == undisturbed
         assert wait_until(lambda: cluster.offers() == "1 x (nothing)", seconds=60)
+
+
+def test_a_cluster_without_slots_is_waited_for_and_not_asked_all_the_time(nodes: Nodes):
+    with RayCluster(nodes.address) as cluster:
+        begin = now()
+        assert cluster.events(0.2) == []
+        assert now() - begin >= 0.2
+
+
+def test_the_address_of_a_client_is_refused():
+    with pytest.raises(InputError, match="is for Ray's clients"):
+        RayCluster("ray://node:10001")
 
 
 def test_what_the_cluster_lacks_is_waited_for_and_then_named(nodes: Nodes):

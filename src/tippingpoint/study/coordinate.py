@@ -36,8 +36,10 @@ logger = logging.getLogger(__name__)
 # Slots of a kind that are asked for and not there yet: enough for a cluster to grow, not so many that it grows for
 # work which will have been done by then.
 _MOST_PENDING = 16
-# A comparison that loses its slot so many times in a row, with no session finished in between, is given up.
-_MOST_LOSSES = 3
+# A comparison that loses its slot on so many machines in a row, with no session finished in between, is given up; or
+# so many times, where there are no others.
+_MOST_MACHINES = 3
+_MOST_LOSSES = 6
 # What goes wrong time after time is left alone for 2, 4, 8 ... seconds, and for no longer than this.
 _MOST_REST_S = 300.0
 _TICK_S = 1.0
@@ -266,18 +268,19 @@ class Coordinator:
         comparison.sessions.append(
             StoredSession(key, self._label, "", event.seconds, event.outcomes, place=event.place)
         )
-        comparison.losses = 0
+        comparison.lost_on.clear()
         for line in event.lines:
             self._say(f"{event.place}: {line}")
 
     def _lose(self, comparison: Comparison, node: str, reason: str) -> None:
-        comparison.losses += 1
+        comparison.lost_on.append(node)
         comparison.avoided.add(node)
-        if comparison.losses < _MOST_LOSSES:
+        times = len(comparison.lost_on)
+        if times < _MOST_LOSSES and len(set(comparison.lost_on)) < _MOST_MACHINES:
             self._say(f"{node} was lost ({reason}); {_name(comparison.study)} goes on elsewhere")
             self._queue.put(comparison, comparison.remaining_s(self._label))
         else:
-            self._give_up(comparison, f"lost {_MOST_LOSSES} times in a row, last on {node} ({reason})")
+            self._give_up(comparison, f"lost {times} times in a row, last on {node} ({reason})")
 
     def _give_up(self, comparison: Comparison, reason: str) -> None:
         comparison.trouble = reason

@@ -21,8 +21,8 @@ class Comparison:
         study: With subjects resolved; it says what kind of place is asked for.
         whole: Number of the study that it is a part of.
         sessions: Everything known that bears on it, oldest first.
-        losses: Slots lost in a row, with no session finished in between.
-        avoided: Machines where that happened.
+        lost_on: Machines of slots that were lost in a row, with no session finished in between.
+        avoided: Every machine where a slot was lost.
         trouble: Why it was given up; empty if it was not.
         key: Of the study; see `study_key`.
     """
@@ -30,7 +30,7 @@ class Comparison:
     study: Study
     whole: int
     sessions: list[StoredSession] = field(default_factory=list)
-    losses: int = 0
+    lost_on: list[str] = field(default_factory=list)
     avoided: set[str] = field(default_factory=set)
     trouble: str = ""
     key: str = field(init=False)
@@ -64,7 +64,7 @@ class Queue:
 
     def put(self, comparison: Comparison, remaining_s: float) -> None:
         """Let a comparison wait."""
-        entry = (not comparison.losses, -remaining_s, next(self._order), comparison)
+        entry = (not comparison.lost_on, -remaining_s, next(self._order), comparison)
         heapq.heappush(self._waiting[comparison.place], entry)
 
     def take(self, place: Place, node: str, nodes: Collection[str]) -> Comparison | None:
