@@ -27,6 +27,7 @@ from tippingpoint.profiling import family, keeper, process, zygote
 from tippingpoint.profiling.answers import ANSWERS, Problem
 from tippingpoint.profiling.device import now
 from tippingpoint.profiling.last_words import last_lines, one_line
+from tippingpoint.profiling.oom import OomKills
 from tippingpoint.profiling.process import WorkerError, WorkerProcess, Zygote
 from tippingpoint.profiling.session import Effort, measure_together, profile
 from tippingpoint.profiling.wire import GarbledError, Wire
@@ -822,8 +823,7 @@ def test_after_two_hundred_dead_workers_nothing_has_grown(folder):
 
 def test_a_worker_the_kernel_killed_for_want_of_memory_has_run_out_of_it(worker, monkeypatch):
     # As the kernel does it: it counts, and kills.
-    counted = process._count_oom_kills()
-    monkeypatch.setattr(process, "_count_oom_kills", lambda: counted + 1)
+    monkeypatch.setattr(worker._oom_kills, "any_since", lambda: True)
     error = failure(worker, "die")
     assert error.kind == "out_of_memory"
     assert re.match(
@@ -858,13 +858,47 @@ def _make_group(root: Path, limit: str) -> Path | None:
     return group
 
 
-def test_the_kernels_killer_takes_the_worker_and_says_how_much_it_held(worker, little_memory):
+def test_the_kernels_killer_takes_the_worker_and_says_how_much_it_held(worker, little_memory, monkeypatch):
     worker.ask("build", bad("grow"))
     (little_memory / "cgroup.procs").write_text(str(worker.pid))
+    # One that is started there knows its group from the start.
+    monkeypatch.setattr(worker, "_oom_kills", OomKills(worker.pid))
     with pytest.raises(WorkerError) as caught:
         worker.ask("measure_memory")
     assert caught.value.kind == "out_of_memory"
     assert "the system killed the process for want of memory when it had held up to" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "counter"),
+    [
+        ("0::/user/job", "user/job/memory.events"),
+        ("0::/seen/by/the/host", "memory.events"),
+        ("4:memory:/job", "memory/job/memory.oom_control"),
+        ("0::/job", None),
+    ],
+)
+def test_the_count_of_a_workers_own_group_comes_before_that_of_the_host(tmp_path, line, counter):
+    (tmp_path / "proc/7").mkdir(parents=True)
+    (tmp_path / "proc/7/cgroup").write_text(f"1:cpu:/other\n{line}\n")
+    host = tmp_path / "proc/vmstat"
+    own = host if counter is None else tmp_path / "sys/fs/cgroup" / counter
+    own.parent.mkdir(parents=True, exist_ok=True)
+    for path in (host, own):
+        path.write_text("oom 1\noom_kill 3\noom_group_kill 9\n")
+    kills = OomKills(7, tmp_path)
+    assert not kills.any_since()
+    if own != host:
+        host.write_text("oom_kill 4\n")  # somebody else's
+        assert not kills.any_since()
+    own.write_text("oom_kill 4\n")
+    assert kills.any_since()
+
+
+def test_where_nothing_can_be_read_nothing_was_killed(tmp_path):
+    assert not OomKills(7, tmp_path).any_since()
+    (tmp_path / "proc/vmstat").mkdir(parents=True)  # reading it raises, as without permission
+    assert not OomKills(7, tmp_path).any_since()
 
 
 def test_a_worker_is_killed_before_anybody_else_and_so_is_what_it_has_started(worker, folder):
@@ -936,6 +970,41 @@ def test_a_process_that_could_not_be_started_is_a_failure_with_the_reason():
         theirs.sendall(keeper.PID.pack(-errno.EAGAIN))
         with pytest.raises(WorkerError, match="could be started: Resource temporarily unavail"):
             refusing.fork(theirs, theirs)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("place", ["socketpair", "Popen", "TemporaryFile"])
+def test_where_this_process_can_start_or_open_nothing_more_that_is_said_and_nothing_leaks(monkeypatch, place):
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(Zygote, "_current", None)
+        patch.setattr(
+            {"socketpair": socket, "Popen": subprocess, "TemporaryFile": process.tempfile}[place], place, refuse
+        )
+        with pytest.raises(WorkerError, match="no process could be started: Too many open files") as caught:
+            WorkerProcess("cpu", 1)
+    assert caught.value.kind == "crashed"
+    del caught
+    assert descriptors() == before
+
+
+def test_a_zygote_that_ends_again_and_again_is_a_failure_and_nothing_leaks(monkeypatch):
+    def gone(*arguments: object) -> int:
+        raise process._ZygoteGoneError
+
+    Zygote.get()
+    before = descriptors()
+    monkeypatch.setattr(Zygote, "fork", gone)
+    with pytest.raises(WorkerError, match=r"no process could be started: .* ended twice") as caught:
+        WorkerProcess("cpu", 1)
+    assert caught.value.kind == "crashed"
+    assert descriptors() == before
 
 
 # Rows

@@ -13,10 +13,9 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import wait
-from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from weakref import WeakSet
 
 from tippingpoint.errors import InputError, TippingPointError
@@ -25,6 +24,7 @@ from tippingpoint.profiling.answers import ANSWERS, Problem, fits
 from tippingpoint.profiling.device import now
 from tippingpoint.profiling.keeper import PID, End
 from tippingpoint.profiling.last_words import last_lines, one_line
+from tippingpoint.profiling.oom import OomKills
 from tippingpoint.profiling.wire import GarbledError, Wire
 from tippingpoint.units import format_bytes
 
@@ -60,25 +60,19 @@ class Zygote:
     _lock = threading.Lock()
 
     def __init__(self) -> None:
-        self._control, theirs = _socket_pair()
-        # NumPy's OpenBLAS would start its threads on import; workers use PyTorch's own pool.
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-        environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
-        self.process = subprocess.Popen(
-            # -P: a numpy.py that lies in the folder someone measures in is not imported.
-            [sys.executable, "-P", "-m", "tippingpoint.profiling.zygote", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            env=environment,
-            # Ctrl-C is the parent's to handle; it hangs up and the zygote ends its workers.
-            start_new_session=True,
-        )
-        theirs.close()
+        with ExitStack() as failed:
+            self._control, theirs = _socket_pair()
+            failed.callback(self._control.close)
+            with theirs:
+                self._log = failed.enter_context(tempfile.TemporaryFile())
+                self.process = _popen(theirs.fileno(), self._log)
+            failed.pop_all()
         atexit.register(self.close)
-        if self._control.recv(1) != b"r":
+        try:
+            is_ready = self._control.recv(1) == b"r"
+        except ConnectionError:
+            is_ready = False
+        if not is_ready:
             self.process.wait()
             said = self._said()
             self.close()
@@ -164,6 +158,24 @@ class Zygote:
 os.register_at_fork(after_in_child=Zygote.after_fork)
 
 
+def _popen(control: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a zygote that is asked on a socket."""
+    # NumPy's OpenBLAS would start its threads on import; workers use PyTorch's own pool.
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    environment.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return subprocess.Popen(
+        # -P: a numpy.py that lies in the folder someone measures in is not imported.
+        [sys.executable, "-P", "-m", "tippingpoint.profiling.zygote", str(control)],
+        pass_fds=[control],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        env=environment,
+        # Ctrl-C is the parent's to handle; it hangs up and the zygote ends its workers.
+        start_new_session=True,
+    )
+
+
 def _socket_pair() -> tuple[socket.socket, socket.socket]:
     """Return two connected sockets; the first is this process's own."""
     ours, theirs = socket.socketpair()
@@ -195,11 +207,8 @@ class WorkerProcess:
     ) -> None:
         self._timeout_s = timeout_s
         self._lost: WorkerError | None = None
-        self._oom_kills = _count_oom_kills()
-        try:
-            self._start()
-        except _ZygoteGoneError:
-            self._start()  # another one takes its place
+        self._start()
+        self._oom_kills = OomKills(self.pid)
         try:
             self.environment: Environment = self._ask("starting", (device, threads, affinity))
         except BaseException:
@@ -207,26 +216,39 @@ class WorkerProcess:
             raise
 
     def _start(self) -> None:
-        connection, theirs = _socket_pair()
-        self._life, keepers = _socket_pair()
-        self._wire = Wire(connection)
-        try:
-            with theirs, keepers:
-                self._zygote = Zygote.get()
-                self._keeper = self._zygote.fork(theirs, keepers)
+        for _ in range(2):  # another zygote takes the place of one that is gone
+            try:
+                return self._fork()
+            except _ZygoteGoneError:
+                pass
+            except OSError as error:
+                raise WorkerError("crashed", f"no process could be started: {error.strerror or error}") from error
+        raise WorkerError(
+            "crashed", "no process could be started: the process that workers are forked from ended twice"
+        )
+
+    def _fork(self) -> None:
+        with ExitStack() as failed:
+            connection, theirs = _socket_pair()
+            failed.callback(connection.close)
+            with theirs:
+                self._life, keepers = _socket_pair()
+                failed.callback(self._life.close)
+                with keepers:
+                    self._zygote = Zygote.get()
+                    self._keeper = self._zygote.fork(theirs, keepers)
             self._life.settimeout(_ANSWER_S)
-            told = self._life.recv(PID.size)
+            try:
+                told = self._life.recv(PID.size)
+            except TimeoutError as error:
+                self._zygote.kill(self._keeper)
+                raise WorkerError("crashed", "the process took too long to start") from error
             # Nothing is told if the keeper was killed before it could.
             (self.pid,) = PID.unpack(told) if len(told) == PID.size else (-errno.ECHILD,)
             if self.pid < 0:
                 raise WorkerError("crashed", f"no process could be started: {os.strerror(-self.pid)}")
-        except TimeoutError as error:
-            self._zygote.kill(self._keeper)
-            self._hang_up()
-            raise WorkerError("crashed", "the process took too long to start") from error
-        except BaseException:
-            self._hang_up()
-            raise
+            self._wire = Wire(connection)
+            failed.pop_all()
 
     def ask(self, method: str, *arguments: Any) -> Any:
         """Return what the worker's method returns; sleeps until it does.
@@ -282,7 +304,7 @@ class WorkerProcess:
         if number != signal.SIGKILL:
             return self._lose("crashed", f"the process was ended by {_signal_name(number)}", end)
         held = f" when it had held up to {format_bytes(end.peak_bytes)}"
-        if _count_oom_kills() > self._oom_kills:
+        if self._oom_kills.any_since():
             return self._lose("out_of_memory", f"the system killed the process for want of memory{held}", end)
         return self._lose("killed", f"the process was ended by SIGKILL{held}", end)
 
@@ -335,13 +357,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # those in between the real-time ones have no names
         return f"signal {number}"
-
-
-def _count_oom_kills() -> int:
-    """Return how often the kernel killed a process for want of memory; 0 where it does not say."""
-    total = 0
-    for path in (Path("/proc/vmstat"), Path("/sys/fs/cgroup/memory.events")):
-        if path.exists():
-            fields = (line.split() for line in path.read_text().splitlines())
-            total += sum(int(value) for name, value in fields if name == "oom_kill")
-    return total
