@@ -49,7 +49,7 @@ def fill(path: Path, sessions: int = 5) -> list[str]:
 
 def studies_in(path: Path) -> list[str]:
     """Read everything, as a person would; whole sessions only."""
-    with Store(path) as opened:
+    with Store(path, create=False) as opened:
         sessions = opened.sessions()
         opened.every_breakdown()
     assert all(len(session.outcomes) == 3 for session in sessions)
@@ -60,7 +60,11 @@ def survives(path: Path, written: list[str]) -> bool:
     """Whether a file can be read; if so it holds everything up to some session, and otherwise it says what to do."""
     complaint = complaint_of(lambda: studies_in(path))
     if complaint:
-        assert f"tippingpoint merge {path} -o NEW --salvage" in complaint or "not an SQLite file" in complaint
+        assert (
+            f"tippingpoint merge {path} -o NEW --salvage" in complaint
+            or "not an SQLite file" in complaint
+            or "is empty" in complaint
+        )
         return False
     found = studies_in(path)
     assert found == written[: len(found)]
@@ -108,9 +112,10 @@ def test_a_file_cut_at_any_page_is_damaged_and_says_so(path):
     whole = path.read_bytes()
     cut = path.with_name("cut.sqlite")
     assert len(whole) // PAGE > 10
-    for size in range(PAGE, len(whole), PAGE):
+    for size in range(0, len(whole), PAGE):
         cut.write_bytes(whole[:size])
         assert not survives(cut, written), size
+        assert cut.stat().st_size == size
     cut.write_bytes(whole)
     assert survives(cut, written)
 
@@ -244,6 +249,29 @@ def test_a_session_of_which_an_outcome_is_missing_is_never_taken_for_a_whole_one
         database.close()
         with Store(damaged) as opened, pytest.raises(StoreError, match="it is damaged"):
             opened.sessions()
+
+
+@pytest.mark.parametrize("nothing", ["no bytes", "no tables"])
+def test_a_file_with_nothing_in_it_is_none_to_read_from_and_stays_as_it_is(path, nothing):
+    path.touch()
+    if nothing == "no tables":
+        database = sqlite3.connect(path)
+        database.execute("CREATE TABLE gone (a)")
+        database.execute("DROP TABLE gone")
+        database.close()
+    journal = path.with_name(path.name + "-journal")
+    journal.write_bytes(b"" if nothing == "no tables" else b"what was there before")
+    before = path.read_bytes(), journal.read_bytes()
+    from tippingpoint.store import merge_stores, vacuum_store
+
+    for action in (
+        lambda: Store(path, create=False),
+        lambda: vacuum_store(path),
+        lambda: merge_stores([path], path.with_name("new.sqlite"), salvage=True),
+    ):
+        assert "is empty; measure something first" in complaint_of(action)
+    assert (path.read_bytes(), journal.read_bytes()) == before
+    assert not path.with_name("new.sqlite").exists()
 
 
 # Kills

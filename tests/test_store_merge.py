@@ -187,6 +187,47 @@ def test_a_file_that_exists_is_never_replaced(tmp_path):
         assert output.read_bytes() == before
 
 
+def test_a_file_that_another_process_makes_meanwhile_is_never_replaced(tmp_path, monkeypatch):
+    from tippingpoint.store import merge
+
+    one, new = tmp_path / "one.sqlite", tmp_path / "new.sqlite"
+    add(one, "first")
+    write = merge._write
+
+    def write_while_another_does(*arguments: Any) -> Any:
+        new.write_text("mine")
+        return write(*arguments)
+
+    monkeypatch.setattr(merge, "_write", write_while_another_does)
+    with pytest.raises(InputError, match="was made by another process meanwhile"):
+        merge_stores([one], new)
+    assert new.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.sqlite", "one.sqlite"]
+
+
+def test_what_a_killed_process_left_behind_is_never_taken_for_a_draft(tmp_path):
+    """In containers every process has the same number."""
+    import os
+
+    one, new = tmp_path / "one.sqlite", tmp_path / "new.sqlite"
+    add(one, "first")
+    shutil.copy(one, tmp_path / f".new.sqlite.{os.getpid()}")
+    merge_stores([one], new)
+    assert studies_in(new) == ["first"]
+
+
+def test_a_folder_that_goes_away_meanwhile_is_one_sentence(tmp_path, monkeypatch):
+    from tippingpoint.store import merge
+
+    one, folder = tmp_path / "one.sqlite", tmp_path / "folder"
+    add(one, "first")
+    folder.mkdir()
+    read = merge._read
+    monkeypatch.setattr(merge, "_read", lambda *given: (folder.rmdir(), read(*given))[1])
+    with pytest.raises(InputError, match=r"new.sqlite' cannot be written: No such file"):
+        merge_stores([one], folder / "new.sqlite")
+
+
 @pytest.mark.parametrize(
     ("names", "output", "expected"),
     [
@@ -295,6 +336,70 @@ def test_what_is_no_database_cannot_be_salvaged(tmp_path):
     diary.write_text("a diary, not a database; " * 100)
     with pytest.raises(StoreError, match="not an SQLite file"):
         merge_stores([diary], tmp_path / "new.sqlite", salvage=True)
+
+
+def test_a_number_that_damage_made_large_is_no_lost_session_and_neither_is_one_that_a_person_took_out(tmp_path):
+    one = tmp_path / "one.sqlite"
+    filled(one)
+    database = sqlite3.connect(one)
+    database.execute("UPDATE outcomes SET session = ? WHERE session = 12", (2**50,))
+    database.execute("DELETE FROM outcomes WHERE session = 2")
+    database.execute("DELETE FROM sessions WHERE id = 2")
+    database.commit()
+    database.close()
+    merged = merge_stores([one], tmp_path / "new.sqlite", salvage=True)
+    assert (merged.sessions, merged.breakdowns, merged.lost) == (10, 2, 1)
+
+
+def test_of_a_large_file_only_so_many_rows_are_looked_up_as_there_are(tmp_path):
+    from tippingpoint.store.file import connect
+    from tippingpoint.store.salvage import salvaged
+
+    one = tmp_path / "one.sqlite"
+    filled(one, 3)
+    looked_up: list[str] = []
+
+    def traced(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        database = connect(*arguments, **options)
+        database.set_trace_callback(looked_up.append)
+        return database
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tippingpoint.store.salvage.connect", traced)
+        _, sessions, breakdowns, lost = salvaged(one, one)
+    assert (len(sessions), len(breakdowns), lost) == (3, 2, 0)
+    # One environment, six outcomes, three sessions, two breakdowns.
+    assert len([statement for statement in looked_up if "WHERE rowid" in statement]) == 12
+
+
+def with_a_journal(path: Path) -> bytes:
+    """Make what a crash in the middle of writing leaves; return the journal."""
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("PRAGMA cache_size = 2")
+    writer.execute("BEGIN IMMEDIATE")
+    writer.execute("UPDATE outcomes SET record = record || hex(zeroblob(9000))")
+    journal = path.with_name(f"{path.name}-journal")
+    pages, left = path.read_bytes(), journal.read_bytes()
+    writer.execute("ROLLBACK")
+    writer.close()
+    path.write_bytes(pages)
+    journal.write_bytes(left)
+    return left
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_salvaging_opens_neither_a_file_nor_the_journal_beside_it(tmp_path, damaged):
+    one = tmp_path / "one.sqlite"
+    names = filled(one, 4)
+    journal = with_a_journal(one)
+    if damaged:
+        # Its pages before the write are lost.
+        one.with_name("one.sqlite-journal").write_bytes(journal[: len(journal) // 2])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    merged = merge_stores([one], tmp_path / "new.sqlite", salvage=True)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.sqlite", "one.sqlite", "one.sqlite-journal"]
+    assert damaged or studies_in(merged.path) == names
 
 
 # Vacuuming

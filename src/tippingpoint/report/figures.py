@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,14 +144,12 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         InputError: If it cannot be written there.
     """
     target = Path(path)
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        try:
+        with tempfile.TemporaryDirectory(prefix=".tippingpoint-", dir=target.parent) as folder:
+            draft = Path(folder) / "draft"
             with draft.open("wb") as file:
                 yield file
             draft.replace(target)
-        finally:
-            draft.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{str(target)!r} cannot be written: {error.strerror}") from error
 

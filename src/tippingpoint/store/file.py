@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 
 from tippingpoint.errors import StoreError
 
@@ -72,6 +73,25 @@ def connect(
         db.close()
         raise
     return db
+
+
+def check_exists(path: Path) -> None:
+    """See that there is a file, and something in it, before it is opened: SQLite makes both into a new database.
+
+    Raises:
+        StoreError: If not.
+    """
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise StoreError(f"there is no store {path}; measure something first, or name another file") from error
+    if not size:
+        raise empty(path)
+
+
+def empty(path: str | PathLike[str]) -> StoreError:
+    """Return what is said of a file that holds not even the tables of a store."""
+    return StoreError(f"the store {path} is empty; measure something first, or name another file")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import closing
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tippingpoint.errors import InputError, StoreError
-from tippingpoint.store.file import DamagedError, connect, explained, transaction
+from tippingpoint.store.file import DamagedError, check_exists, connect, explained, transaction
 from tippingpoint.store.reading import (
     BREAKDOWN,
     HEADER,
@@ -25,7 +26,7 @@ from tippingpoint.store.reading import (
     read_environments,
     read_sessions,
 )
-from tippingpoint.store.salvage import salvaged
+from tippingpoint.store.salvage import copied, salvaged
 from tippingpoint.store.schema import bring_up_to_date, copy_up_to_date
 
 _Item = TypeVar("_Item")
@@ -61,6 +62,9 @@ def merge_stores(
 ) -> Merged:
     """Write everything that some stores hold into a new one; they stay as they are, whatever happens.
 
+    But for the journal of a write that was cut off: that write is taken back, as whenever a store is opened. With
+    `salvage` only copies are opened, and not even that happens.
+
     Those of earlier versions are brought up to date on the way. Sessions are ordered by their time, and those of one
     store stay in their order, whatever its machine's clock did. The same session in two files (one was copied from
     the other, and both went on) is known by everything in it, and kept once.
@@ -85,13 +89,13 @@ def merge_stores(
     if not paths:
         raise InputError("name at least one store to merge")
     held = [_read(Path(path), salvage) for path in paths]
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        merged = _write(held, draft, target)
-        _move(draft, target)
-    finally:
-        for name in (draft.name, f"{draft.name}-journal"):
-            draft.with_name(name).unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".tippingpoint-", dir=target.parent) as folder:
+            draft = Path(folder) / "draft"
+            merged = _write(held, draft, target)
+            _move(draft, target)
+    except OSError as error:
+        raise InputError(f"{str(target)!r} cannot be written: {error.strerror}") from error
     return merged
 
 
@@ -108,17 +112,27 @@ class _Held:
 def _read(path: Path, salvage: bool) -> _Held:
     if not path.is_file():
         raise StoreError(f"there is no store {path}; name another file")
-    try:
-        with explained(path, "merged"), closing(connect(path)) as db, closing(copy_up_to_date(db, path)) as copy:
-            return _whole(copy)
-    except DamagedError:
-        if not salvage:
-            raise
-    try:
-        with explained(path, "salvaged"):
-            return _Held(*salvaged(path))
-    except DamagedError as error:
-        raise StoreError(f"nothing can be salvaged from {path}: the page that leads to all others is lost") from error
+    check_exists(path)
+    if not salvage:
+        return _up_to_date(path, path)
+    with copied(path) as copy:
+        try:
+            return _up_to_date(copy, path)
+        except DamagedError:
+            pass
+        try:
+            with explained(path, "salvaged"):
+                return _Held(*salvaged(copy, path))
+        except DamagedError as error:
+            raise StoreError(
+                f"nothing can be salvaged from {path}: the page that leads to all others is lost"
+            ) from error
+
+
+def _up_to_date(file: Path, path: Path) -> _Held:
+    """Return what a file holds, which is called `path` in what is said of it."""
+    with explained(path, "merged"), closing(connect(file)) as db, closing(copy_up_to_date(db, path)) as copy:
+        return _whole(copy)
 
 
 def _whole(db: sqlite3.Connection) -> _Held:
@@ -203,9 +217,11 @@ def _moment(text: str) -> datetime:
 def _move(draft: Path, target: Path) -> None:
     """Give a file its name, unless one of that name was made meanwhile."""
     try:
-        target.hardlink_to(draft)
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL))
     except FileExistsError as error:
         raise InputError(f"{str(target)!r} was made by another process meanwhile; name a new file") from error
-    except OSError:
-        # A file system without links.
-        draft.rename(target)
+    try:
+        draft.replace(target)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise

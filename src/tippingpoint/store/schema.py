@@ -14,7 +14,7 @@ import sqlite3
 from os import PathLike
 
 from tippingpoint.errors import StoreError
-from tippingpoint.store.file import UnreadableError, connect, transaction
+from tippingpoint.store.file import UnreadableError, connect, empty, transaction
 from tippingpoint.store.records import breakdown_digest, load_environment, session_digest
 
 SCHEMA_VERSION = 4
@@ -62,8 +62,13 @@ CREATE INDEX outcomes_by_session ON outcomes(session);
 TABLES = ("sessions", "environments", "outcomes", "breakdowns")
 
 
-def bring_up_to_date(db: sqlite3.Connection, path: str | PathLike[str]) -> None:
+def bring_up_to_date(db: sqlite3.Connection, path: str | PathLike[str], *, create: bool = True) -> None:
     """Make the tables of a new file, and bring those of an older version up to date, all at once or not at all.
+
+    Args:
+        db: The open file.
+        path: What it is called.
+        create: False refuses to make tables where there are none.
 
     Raises:
         StoreError: If it is no store, or comes from a newer version.
@@ -73,6 +78,8 @@ def bring_up_to_date(db: sqlite3.Connection, path: str | PathLike[str]) -> None:
         version = schema_version(db, path)
     if version == SCHEMA_VERSION:
         return
+    if version == 0 and not create:
+        raise empty(path)
     with transaction(db):
         # Two processes may open a file at the same moment: whoever comes second finds it done.
         version = schema_version(db, path)
@@ -97,7 +104,7 @@ def copy_up_to_date(db: sqlite3.Connection, path: str | PathLike[str]) -> sqlite
     copy = connect("")
     try:
         db.backup(copy)
-        bring_up_to_date(copy, path)
+        bring_up_to_date(copy, path, create=False)
     except BaseException:
         copy.close()
         raise

@@ -17,7 +17,7 @@ from typing import Any
 from tippingpoint.analysis.breakdown import Breakdown
 from tippingpoint.errors import AnswerError, StoreError
 from tippingpoint.measurement import Environment, Failure, Outcome
-from tippingpoint.store.file import PATIENCE_S, connect, explained, transaction
+from tippingpoint.store.file import PATIENCE_S, check_exists, connect, explained, transaction
 from tippingpoint.store.reading import (
     BREAKDOWN,
     HEADER,
@@ -66,8 +66,8 @@ class Store:
     ) -> None:
         self.path = Path(path)
         in_memory = str(path) == ":memory:"
-        if not create and not self.path.exists():
-            raise StoreError(f"there is no store {self.path}; measure something first, or name another file")
+        if not create:
+            check_exists(self.path)
         if not in_memory and not self.path.parent.is_dir():
             raise StoreError(f"the folder {self.path.parent} of the store {self.path.name} does not exist")
         # Sessions never change once they are written, so that each is read once.
@@ -77,14 +77,14 @@ class Store:
         with self._explained("opened"):
             self._db = connect(path, patience_s=patience_s)
             try:
-                self._bring_up_to_date()
+                self._bring_up_to_date(create)
             except BaseException:
                 self._db.close()
                 raise
 
-    def _bring_up_to_date(self) -> None:
+    def _bring_up_to_date(self, create: bool) -> None:
         try:
-            bring_up_to_date(self._db, self.path)
+            bring_up_to_date(self._db, self.path, create=create)
         except sqlite3.OperationalError as error:
             if "readonly" not in str(error):
                 raise
