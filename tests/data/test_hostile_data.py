@@ -5,6 +5,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from processes import is_alive, needs_proc, wait_until
 from tippingpoint.data import read_lengths, records
 from tippingpoint.data.columns import ColumnReader
 from tippingpoint.data.item_lengths import LengthReader, Lengths
@@ -273,6 +276,75 @@ def test_an_item_that_ends_its_process_is_named_and_all_others_are_read(many, mo
     assert data.count == 1998
     why = "the process that read it was killed by signal 6 (SIGABRT)"
     assert reasons(data) == {"many.jsonl:701": why, "many.jsonl:2000": why}
+
+
+def test_bad_items_stop_nothing_until_there_are_so_many_of_them(many, monkeypatch):
+    # To find one takes the ends of many more processes than that.
+    monkeypatch.setattr("tippingpoint.data.readers.LengthReader", Crashing)
+    monkeypatch.setattr("tippingpoint.data.pool._MOST_DEATHS", 2)
+    assert read_lengths(many, "text", jobs=2).skipped_count == 2
+    monkeypatch.setattr("tippingpoint.data.pool._MOST_DEATHS", 1)
+    with pytest.raises(DataError, match=r"was killed by signal 6 \(SIGABRT\) at '.*many\.jsonl' or soon after"):
+        read_lengths(many, "text", jobs=2)
+
+
+class Hanging(LengthReader):
+    """Hangs at some items, as a library could."""
+
+    def __call__(self, parts) -> Lengths:
+        if any(b"DIE" in value for part in parts for value in part.values):
+            signal.pause()
+        return super().__call__(parts)
+
+
+def test_an_item_that_hangs_its_process_is_named_and_all_others_are_read(many, monkeypatch):
+    many.write_text(many.read_text().replace("DIE", "LIVE", 1))
+    monkeypatch.setattr("tippingpoint.data.readers.LengthReader", Hanging)
+    monkeypatch.setattr("tippingpoint.data.process.ANSWER_S", 5.0)
+    data = read_lengths(many, "text", jobs=2)
+    assert data.count == 1999
+    assert reasons(data) == {"many.jsonl:2000": "the process that read it took longer than 5 s and was stopped"}
+
+
+def test_a_file_that_hangs_the_reading_process_is_unreadable(tmp_path, monkeypatch):
+    parquet.write_table(pa.table({"text": ["one", "two"]}), tmp_path / "a.parquet")
+    with ColumnReader() as columns:
+        found = columns.read(str(tmp_path / "a.parquet"), "text", "text")
+        run = next(found)
+        assert not isinstance(run, Skipped)
+        assert columns._process is not None
+        os.kill(columns._process._process.pid, signal.SIGSTOP)
+        monkeypatch.setattr("tippingpoint.data.process.ANSWER_S", 0.2)
+        (one,) = run.pick(np.array([1]))
+        assert one.reason == "the process that read it took longer than 0.2 s and was stopped"
+        assert columns._process is None
+
+
+def test_a_process_that_dies_as_it_starts_leaves_the_file_unreadable_and_nothing_else(tmp_path, monkeypatch):
+    parquet.write_table(pa.table({"text": ["one"]}), tmp_path / "a.parquet")
+
+    def die(self: Process, what: object) -> None:
+        raise DiedError(-signal.SIGABRT)
+
+    monkeypatch.setattr(Process, "send", die)
+    with pytest.raises(DataError, match=r"a\.parquet \(the process that read it was killed by signal 6"):
+        read_lengths(tmp_path, "text")
+
+
+@needs_proc
+def test_a_reading_process_that_hangs_ends_with_the_one_that_asked_it(tmp_path):
+    script = (
+        "import os, sys, time\n"
+        "from tippingpoint.data.process import Process\n"
+        "process = Process(time.sleep)\n"
+        "process.ask(0)\n"
+        "process.send(1000)\n"
+        "print(process._process.pid, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert wait_until(lambda: not is_alive(int(done.stdout)))
 
 
 def test_where_every_item_ends_its_process_it_is_not_the_items(many, monkeypatch):

@@ -120,9 +120,9 @@ class ColumnReader:
         return replace(run, pick=pick)
 
     def _ask(self, path: str, question: tuple[str, Any]) -> Any:
-        if self._process is None:
-            self._process = Process(_InProcess(self._most_memory), quiet=True)
         try:
+            if self._process is None:
+                self._process = Process(_InProcess(self._most_memory), quiet=True)
             return self._process.ask(question)
         except DiedError as error:
             self.close()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
 from tippingpoint.data.item_lengths import LengthReader, Lengths, Part
-from tippingpoint.data.process import AVAILABLE, DiedError, Process
+from tippingpoint.data.process import AVAILABLE, DiedError, HungError, Process
 from tippingpoint.data.skipped import Skipped
 from tippingpoint.errors import DataError, InputError
 
@@ -102,7 +103,10 @@ class _Pool:
                 yield self._end(worker)
 
     def _start(self) -> _Worker:
-        self._workers.append(_Worker(self._read))
+        try:
+            self._workers.append(_Worker(self._read))
+        except DiedError as error:
+            raise DataError(f"a process that reads lengths {error} as it started") from error
         return self._workers[-1]
 
     def _end(self, worker: _Worker) -> tuple[Batch, Lengths]:
@@ -122,20 +126,20 @@ class _Pool:
             for number, value in zip(part.numbers, part.values, strict=True)
         ]
         lengths = Lengths.empty(len(items))
-        waiting = [(0, len(items))]
+        waiting = _smaller(0, len(items), error)
         while waiting:
             start, end = waiting.pop()
             worker = self._workers[-1]
             try:
                 lengths.put(start, worker.ask(items[start:end]))
             except DiedError as again:
+                self._deaths += end - start == 1
                 self._replace(worker, items[start:end], again)
                 if end - start == 1:
                     where = items[start].where
                     lengths.skip(start, Skipped(where, f"the process that read it {again}"))
                 else:
-                    middle = (start + end) // 2
-                    waiting += [(middle, end), (start, middle)]
+                    waiting += _smaller(start, end, again)
         return lengths
 
     def _replace(self, dead: _Worker, parts: list[Part], error: DiedError) -> None:
@@ -146,7 +150,6 @@ class _Pool:
         """
         self._workers.remove(dead)
         dead.close()
-        self._deaths += 1
         if error.was_ended or self._deaths > _MOST_DEATHS:
             place = f" at {parts[0].path or parts[0].values[0]!r} or soon after" if parts else ""
             raise DataError(
@@ -155,10 +158,20 @@ class _Pool:
         self._start()
 
     def _ready(self) -> list[_Worker]:
-        """Wait for a worker that has answered; return all that have."""
+        """Wait for a worker that has answered, or has hung; return all that have."""
         busy = {worker.connection: worker for worker in self._workers if worker.batch is not None}
-        return [busy[connection] for connection in wait(list(busy)) if isinstance(connection, Connection)]
+        left_s = min(worker.deadline_s for worker in busy.values()) - time.monotonic()
+        ready = [busy[each] for each in wait(list(busy), max(0.0, left_s)) if isinstance(each, Connection)]
+        return ready or [worker for worker in busy.values() if worker.deadline_s <= time.monotonic()]
 
     def close(self) -> None:
         for worker in self._workers:
             worker.close()
+
+
+def _smaller(start: int, end: int, error: DiedError) -> list[tuple[int, int]]:
+    """Return the parts of some items to try by themselves, the first one last: halves, or what hangs one by one."""
+    if isinstance(error, HungError):
+        return [(number, number + 1) for number in reversed(range(start, end))]
+    middle = (start + end) // 2
+    return [(middle, end), (start, middle)]

@@ -12,12 +12,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 from tippingpoint.errors import TippingPointError
 
 AVAILABLE = os.name == "posix"
+# No answer takes so long, unless what is read makes a library hang.
+ANSWER_S = 600.0
 # One thread each, since there is a process for each core.
 _ONE_THREAD = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -40,6 +43,14 @@ class DiedError(Exception):
         self.was_ended = -code in (signal.SIGKILL, signal.SIGTERM)
 
 
+class HungError(DiedError):
+    """The process took too long to answer, and was ended."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.args = (f"took longer than {ANSWER_S:g} s and was stopped",)
+
+
 def _name_of(number: int) -> str:
     try:
         return f"signal {number} ({signal.Signals(number).name})"
@@ -59,18 +70,26 @@ class Process:
         self.connection, theirs = multiprocessing.Pipe()
         # The caller's own path, so that the worker finds this package; not the folder it happens to be in.
         path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tippingpoint.data.worker", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL if quiet else None,
-            env={**os.environ, **_ONE_THREAD, "PYTHONPATH": path},
-            # Ctrl-C is the parent's to handle.
-            start_new_session=True,
-        )
-        theirs.close()
-        self.send(answer)
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "tippingpoint.data.worker", str(theirs.fileno()), str(os.getpid())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL if quiet else None,
+                    env={**os.environ, **_ONE_THREAD, "PYTHONPATH": path},
+                    # Ctrl-C is the parent's to handle.
+                    start_new_session=True,
+                )
+        except BaseException:
+            self.connection.close()
+            raise
+        try:
+            self.send(answer)
+        except BaseException:
+            self.close()
+            raise
 
     def send(self, what: Any) -> None:
         """Ask.
@@ -78,6 +97,7 @@ class Process:
         Raises:
             DiedError: If the process has ended.
         """
+        self.deadline_s = time.monotonic() + ANSWER_S
         try:
             self.connection.send(what)
         except (BrokenPipeError, ConnectionResetError) as error:
@@ -89,8 +109,11 @@ class Process:
         Raises:
             TippingPointError: What the function raised.
             DiedError: If the process has ended.
+            HungError: If it has not answered by `deadline_s`, on the clock of `time.monotonic`.
         """
         try:
+            if not self.connection.poll(max(0.0, self.deadline_s - time.monotonic())):
+                raise HungError
             answer = self.connection.recv()
         except (EOFError, ConnectionResetError) as error:
             raise DiedError(self._process.wait()) from error

@@ -1,7 +1,8 @@
-"""The process behind `Process`, asked over a pipe: python -m tippingpoint.data.worker FD.
+"""The process behind `Process`, asked over a pipe: python -m tippingpoint.data.worker FD PARENT.
 
 The first thing to come is the function, then what to call it with, each answered with what it returns or with the
-error that it raises. It ends when the other side hangs up.
+error that it raises. It ends when the other side hangs up, and on Linux is killed when that
+has ended, also in the middle of an answer.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import sys
 from contextlib import suppress
 from multiprocessing.connection import Connection
 
+from tippingpoint.endings import die_first, die_with
 from tippingpoint.errors import TippingPointError
 
 
@@ -26,12 +28,7 @@ def serve(connection: Connection) -> None:
             connection.send(answer)
 
 
-def _die_first() -> None:
-    """Ask Linux to end this process rather than another one when memory runs out."""
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
-
-
 if __name__ == "__main__":
-    _die_first()
+    die_with(int(sys.argv[2]))
+    die_first()
     serve(Connection(int(sys.argv[1])))

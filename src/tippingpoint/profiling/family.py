@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _ON_LINUX = sys.platform.startswith("linux")
 
@@ -24,21 +23,6 @@ def adopt_orphans() -> None:
     """Become the parent of what children leave behind."""
     if _ON_LINUX:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def die_with(parent: int) -> None:
-    """Be killed when the parent ends, however it ends. Children of this process do not inherit that."""
-    if not _ON_LINUX:
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before
-        os._exit(1)
-
-
-def die_first() -> None:
-    """Be the one to be killed when memory runs out, with everything that is started from now on."""
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
 
 
 def children() -> list[int]:

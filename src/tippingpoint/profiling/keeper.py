@@ -22,8 +22,9 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 
+from tippingpoint.endings import die_first, die_with
 from tippingpoint.profiling.device import now
-from tippingpoint.profiling.family import Bell, adopt_orphans, children, die_first, die_with, signal_all
+from tippingpoint.profiling.family import Bell, adopt_orphans, children, signal_all
 
 # The worker's pid; below zero the error that kept it from being started.
 PID = struct.Struct("=q")
