@@ -502,10 +502,13 @@ def test_the_last_lines_of_an_output(said, line):
 @pytest.mark.parametrize("deed", ["sleep", "spin", "freeze", "sleep_built", "promise"])
 def test_a_subject_that_hangs_is_stopped_and_what_it_said_is_known(worker, deed):
     doing = "build" if deed.endswith("_built") else "measure memory"
-    error = failure(worker, deed, within_s=1)
+    speaks = deed not in ("spin", "freeze")
+    # On a busy machine too it has said its words by then.
+    within_s = 8 if speaks else 1
+    error = failure(worker, deed, within_s=within_s)
     assert error.kind == "timeout"
-    assert str(error).startswith(f"'{doing}' took longer than 1 s and was stopped")
-    assert ("it last said: good night" in str(error)) == (deed not in ("spin", "freeze"))
+    assert str(error).startswith(f"'{doing}' took longer than {within_s} s and was stopped")
+    assert ("it last said: good night" in str(error)) == speaks
     assert not is_alive(worker.pid)
 
 
@@ -688,7 +691,7 @@ def test_a_death_is_noticed_though_what_the_subject_left_holds_the_line(worker, 
 
 
 def test_it_ends_too_when_the_worker_takes_too_long(worker, folder):
-    assert failure(worker, "sleeper", within_s=2).kind == "timeout"
+    assert failure(worker, "sleeper", within_s=5).kind == "timeout"
     assert len(daemons(folder)) == 1
     assert not any(map(is_alive, daemons(folder)))
 
@@ -734,7 +737,7 @@ def test_a_subject_that_kills_what_watches_over_it_ends_with_it(worker, folder):
 def test_a_subject_that_stops_what_watches_over_it_ends_with_it(worker, folder, monkeypatch, caplog):
     monkeypatch.setattr(process, "_END_S", 0.2)
     with caplog.at_level(logging.WARNING):
-        error = failure(worker, "gag", within_s=2)
+        error = failure(worker, "gag", within_s=5)
     assert (error.kind, len(daemons(folder))) == ("timeout", 1)
     assert f"the measuring process {worker.pid} could not be ended" in caplog.text
     assert wait_until(lambda: not is_alive(worker.pid) and not any(map(is_alive, daemons(folder))))
@@ -1009,7 +1012,8 @@ def test_a_zygote_that_ends_again_and_again_is_a_failure_and_nothing_leaks(monke
 
 # Rows
 
-BRIEF = Effort(brief=True, timeout_s=2.0)
+# No answer of the arm that is measured takes so long, on a busy machine either; the one that sleeps is waited for.
+BRIEF = Effort(brief=True, timeout_s=10.0)
 
 
 @pytest.mark.parametrize(
@@ -1020,7 +1024,7 @@ BRIEF = Effort(brief=True, timeout_s=2.0)
         ("full_later", "out_of_memory", r"BaseExceptionGroup: .* MemoryError: it"),
         ("exit_built", "crashed", r"SystemExit: 3"),
         ("end_later", "crashed", r"the process left with status 0"),
-        ("sleep_later", "timeout", r"'.*' took longer than 2 s and was stopped; it last said: good night"),
+        ("sleep_later", "timeout", r"'.*' took longer than 10 s and was stopped; it last said: good night"),
         ("widow_later", "crashed", r"the process was ended by SIGSEGV; .*"),
         ("attack_later", "crashed", r"'.*' was answered with what is no answer .*"),
     ],
