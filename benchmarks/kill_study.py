@@ -7,10 +7,10 @@ leaves a failure, which is not tried again, and not at longer inputs, so that su
     python benchmarks/kill_study.py               100 kills; about 20 minutes on two idle cores
     python benchmarks/kill_study.py --kills 10
 
-Required, of every study: after each kill, the sessions that were there before are there, in order, as they were; in the
-end each workload (subject, length, phase, batch size) was measured once, as without kills, but for those with a
-failure and longer ones of the same subject; every session is whole, there are at most half as many failures as killed
-workers, and SQLite's own check is clean.
+Required, of every study: after each kill, the sessions that were there before are there, in order, as they were. In
+the end each workload (subject, length, phase, batch size) was measured once, as without kills, but for those with a
+failure and longer ones of the same subject; every session is whole, there are at most half as many failures as
+killed workers, and SQLite's own check is clean.
 """
 
 from __future__ import annotations
