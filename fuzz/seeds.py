@@ -23,6 +23,29 @@ from tippingpoint.models.catalog import ARCHITECTURES, VARIANTS
 from tippingpoint.study.presets import all_presets
 
 CORPUS = Path(__file__).parent / "corpus"
+# What a stranger may do to a store, a statement a line.
+_CHANGES = {
+    "values": (
+        "UPDATE sessions SET seconds = 9e999, measured_at = 'never' WHERE id = 1;",
+        "UPDATE outcomes SET record = CAST(record AS BLOB), session = 1 << 62 WHERE id = 2;",
+        "DELETE FROM environments WHERE fingerprint IN (SELECT environment FROM breakdowns);",
+    ),
+    "tables": (
+        "ALTER TABLE sessions RENAME TO s; ALTER TABLE s RENAME TO Sessions;",
+        "CREATE TRIGGER t AFTER INSERT ON Sessions BEGIN DELETE FROM outcomes; END;",
+        "DROP INDEX outcomes_by_session;",
+    ),
+    "views": (
+        "DROP TABLE breakdowns;",
+        "CREATE VIEW Breakdowns AS WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) SELECT id, '' "
+        "AS environment, '' AS label, '' AS measured_at, '' AS status, '' AS record, '' AS digest FROM n;",
+    ),
+    "columns": (
+        "ALTER TABLE sessions DROP COLUMN place;",
+        "ALTER TABLE sessions ADD COLUMN place TEXT AS (hex(zeroblob(9)));",
+        "PRAGMA user_version = 3;",
+    ),
+}
 _ROWS = [("one two three", 1.5), ("größer 長さ", 20.0), ("", 0.25), ("a" * 60, 3.0)]
 
 
@@ -131,6 +154,8 @@ def measured() -> None:
         assert main(["breakdown", "bert", "--lengths", "16", "--budget", "1s", *common, "--label", "parts"]) == 0
         _shorten(store)
         keep("store_files", "found", store.read_bytes())
+        for name, statements in _CHANGES.items():
+            keep("store_schemas", f"{name}.sql", "\n".join(statements))
         db = sqlite3.connect(store)
         for number, (text,) in enumerate(db.execute("SELECT record FROM outcomes ORDER BY length(record) LIMIT 3")):
             keep("store_records", f"{number}.json", _short(text))

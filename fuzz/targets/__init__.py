@@ -16,6 +16,7 @@ TARGETS = {
     "study_files": 80,
     "device_profiles": 20,
     "store_files": 30,
+    "store_schemas": 20,
     "store_records": 10,
     "store_reports": 2,
     "length_files": 120,

@@ -1,11 +1,13 @@
 """Stores: SQLite files of a stranger, byte by byte."""
 
 import sqlite3
+from collections import deque
 from contextlib import suppress
+from pathlib import Path
 
 from targets.scratch import path_of, written
 from tippingpoint.errors import TippingPointError
-from tippingpoint.store import Store
+from tippingpoint.store import TABLES, Store, merge_stores
 
 TOKENS = (
     b"SQLite format 3\x00",
@@ -21,13 +23,28 @@ TOKENS = (
 
 
 def one_input(data: bytes) -> None:
-    """Open a store and read all of it."""
+    """Open a store and read all of it, and save what can be read of it."""
+    read_all(scratch_store(data))
+
+
+def scratch_store(data: bytes) -> Path:
+    """Return a file that holds some bytes, with none of what SQLite keeps beside."""
     for end in ("-journal", "-wal", "-shm"):
         path_of(f".sqlite{end}").unlink(missing_ok=True)
-    with suppress(TippingPointError), Store(written(data, ".sqlite"), create=False) as store:
+    return written(data, ".sqlite")
+
+
+def read_all(path: Path) -> None:
+    """Do with a store what commands do."""
+    saved = path_of(".saved.sqlite")
+    saved.unlink(missing_ok=True)
+    with suppress(TippingPointError):
+        merge_stores([path], saved, salvage=True)
+    with suppress(TippingPointError), Store(path, create=False) as store:
         repr(store)
-        store.measurements()
         store.breakdowns()
+        for table in TABLES:
+            deque(store.rows(table), maxlen=0)
 
 
 def plant(path: str, record: str) -> None:

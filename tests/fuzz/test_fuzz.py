@@ -17,7 +17,14 @@ from mutations import mutated  # noqa: E402 # pyright: ignore[reportMissingImpor
 from targets import TARGETS, load  # noqa: E402 # pyright: ignore[reportMissingImports]
 
 # The others take too long for hundreds of inputs.
-SLOW = {"store_reports": 4, "store_records": 25, "store_files": 60, "study_files": 150, "csv_files": 100}
+SLOW = {
+    "store_reports": 4,
+    "store_records": 25,
+    "store_files": 40,
+    "store_schemas": 40,
+    "study_files": 150,
+    "csv_files": 100,
+}
 KEPT = sorted(path for path in (FUZZ / "crashes").glob("*/*") if path.is_file())
 
 

