@@ -15,7 +15,7 @@ ROOT = Path(tippingpoint.__file__).parent
 # Lower parts never import higher ones. The parts of one rank may import each other.
 RANKS = (
     {"errors"},
-    {"units", "stages", "yaml_files", "endings"},
+    {"units", "stages", "yaml_files", "endings", "clock"},
     {"workload", "intervals", "machine"},
     {"measurement"},
     {"attention"},
@@ -31,6 +31,7 @@ TORCH_FREE = {
     "units",
     "stages",
     "yaml_files",
+    "clock",
     "endings",
     "workload",
     "intervals",

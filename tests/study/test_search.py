@@ -314,7 +314,7 @@ def _keys(steps: Iterable[Step]) -> list[tuple[object, ...]]:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_going_on_from_the_store_takes_the_same_next_step_as_going_on_without_it(name):
-    study = preset(name, budget_s=600.0)
+    study = preset(name, budget_s=300.0)
     curves = [lambda n: 1e-4 * n * (1 + n / 1000), lambda n: 1e-4 * n * (1 + n / 500), *[lambda n: 2e-4 * n] * 2]
     if name == "vision":
         curves = [lambda n: 1e-4 * n * (1 + n / 1000), lambda n: 2e-4 * n / 16]

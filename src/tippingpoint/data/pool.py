@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING
 
+from tippingpoint.clock import now
 from tippingpoint.data.item_lengths import LengthReader, Lengths, Part
 from tippingpoint.data.process import AVAILABLE, DiedError, HungError, Process
 from tippingpoint.data.skipped import Skipped
@@ -160,9 +160,9 @@ class _Pool:
     def _ready(self) -> list[_Worker]:
         """Wait for a worker that has answered, or has hung; return all that have."""
         busy = {worker.connection: worker for worker in self._workers if worker.batch is not None}
-        left_s = min(worker.deadline_s for worker in busy.values()) - time.monotonic()
+        left_s = min(worker.deadline_s for worker in busy.values()) - now()
         ready = [busy[each] for each in wait(list(busy), max(0.0, left_s)) if isinstance(each, Connection)]
-        return ready or [worker for worker in busy.values() if worker.deadline_s <= time.monotonic()]
+        return ready or [worker for worker in busy.values() if worker.deadline_s <= now()]
 
     def close(self) -> None:
         for worker in self._workers:

@@ -12,10 +12,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
+from tippingpoint.clock import now
 from tippingpoint.errors import TippingPointError
 
 AVAILABLE = os.name == "posix"
@@ -97,7 +97,7 @@ class Process:
         Raises:
             DiedError: If the process has ended.
         """
-        self.deadline_s = time.monotonic() + ANSWER_S
+        self.deadline_s = now() + ANSWER_S
         try:
             self.connection.send(what)
         except (BrokenPipeError, ConnectionResetError) as error:
@@ -109,10 +109,10 @@ class Process:
         Raises:
             TippingPointError: What the function raised.
             DiedError: If the process has ended.
-            HungError: If it has not answered by `deadline_s`, on the clock of `time.monotonic`.
+            HungError: If it has not answered by `deadline_s`, on the clock of `clock.now`.
         """
         try:
-            if not self.connection.poll(max(0.0, self.deadline_s - time.monotonic())):
+            if not self.connection.poll(max(0.0, self.deadline_s - now())):
                 raise HungError
             answer = self.connection.recv()
         except (EOFError, ConnectionResetError) as error:

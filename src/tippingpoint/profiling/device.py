@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from tippingpoint.clock import now
 from tippingpoint.errors import InputError
 
 _SETTLE_S = 0.01
@@ -23,11 +24,6 @@ _MAPPED_APART = 128 * 1024
 # The largest block that the C library ever keeps by itself, and more than its heap ever holds at its end.
 _LARGEST_KEPT = 32 * 2**20
 _NEVER_TRIM = 2**31 - 1
-
-
-def now() -> float:
-    """Return seconds of a clock that never steps; only differences mean anything."""
-    return time.perf_counter_ns() / 1e9  # noqa: TID251 (this is the one clock)
 
 
 def settle() -> None:
