@@ -177,6 +177,16 @@ def test_two_models_are_switched_where_their_costs_cross():
     assert found.certain
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_gain_of_two_models_lies_within_its_interval_for_few_items_with_a_long_tail(seed):
+    # A resample with more of the long items has dearer ones, too.
+    lengths = np.random.default_rng(seed).lognormal(6.8, 1.2, 250).clip(20, 60_000).astype(int)
+    found = switch_of(lengths, noise=0.02, long=lambda n: 0.4 * n + 4e-4 * n**2)
+    if found is not None:
+        assert found.gain.low <= found.gain.value <= found.gain.high
+        assert found.cost_s.low <= found.cost_s.value <= found.cost_s.high
+
+
 def test_in_batches_each_part_is_batched_apart():
     lengths = lognormal(20_000).clip(1, 4000)
     found = switch_of(lengths * 5 % 4000 + 1, "bucketed:8")

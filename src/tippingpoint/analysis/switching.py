@@ -9,7 +9,7 @@ import numpy as np
 
 from tippingpoint.analysis.batching import Batching
 from tippingpoint.analysis.cost import CostCurve
-from tippingpoint.analysis.workload_cost import Estimate, certainly_less, draws, epochs
+from tippingpoint.analysis.workload_cost import Estimate, centered, certainly_less, draws, epochs
 from tippingpoint.errors import InputError
 from tippingpoint.workload import Subject
 
@@ -89,6 +89,9 @@ def best_switch(
     _, threshold, short, long = best
     both = _part(items, threshold, False, batching, {short: curves[short]}, name)[short]
     both = both + _part(items, threshold, True, batching, {long: curves[long]}, name)[long]
+    # As what each costs alone is: shares and costs of the parts vary together, and the middle of their products is
+    # not the product of their middles.
+    both = centered(both)
     gain = Estimate.of(1 - both / singles[single])
     return Switch(
         short=short,

@@ -209,10 +209,10 @@ def draws(found: Sequence[Epoch], seconds: CostCurve, memory: CostCurve | None) 
             sizes = bytes_of.at(found[0].lengths, number, len(found))
             part["peak_memory"] = sizes.max(axis=1)
             part["median_memory"] = at_percentiles(sizes, found[0].batches, (50,))[:, 0]
-    return {name: _centered(np.concatenate([part[name] for part in parts])) for name in parts[0]}
+    return {name: centered(np.concatenate([part[name] for part in parts])) for name in parts[0]}
 
 
-def _centered(values: np.ndarray) -> np.ndarray:
+def centered(values: np.ndarray) -> np.ndarray:
     """Return draws whose replicates lie around the value.
 
     Resampled items come twice and more often, and what sorts items by length pads those less: without this the
